@@ -1,0 +1,51 @@
+package fusion
+
+import "onnx-dha/graph/attention"
+
+// Fusion says how the KV heads of one block become fewer: fused head g is Σ_j Weights[g][j] · head Groups[g][j]
+// (the linear heads fusion operator, DHA §3.1). Groups partition the block's KV heads.
+type Fusion struct {
+	Groups  [][]int
+	Weights [][]float64
+}
+
+// Heads returns the number of heads after fusion.
+func (f Fusion) Heads() int { return len(f.Groups) }
+
+// Map returns, for each original KV head, the group it belongs to.
+func (f Fusion) Map() []int {
+	n := 0
+	for _, g := range f.Groups {
+		n += len(g)
+	}
+	m := make([]int, n)
+	for g, heads := range f.Groups {
+		for _, h := range heads {
+			m[h] = g
+		}
+	}
+	return m
+}
+
+// BlockPlan is the resolved configuration of one block.
+type BlockPlan struct {
+	Block *attention.Block
+	Key   Fusion
+	Value Fusion
+}
+
+// Plan is a configuration resolved against a model: every group list checked, every weight filled in.
+type Plan struct {
+	Blocks   []BlockPlan
+	Lowering Lowering
+}
+
+// Lowering is the form that an attention core takes in the rewritten graph.
+type Lowering string
+
+// Lowerings. Auto chooses; the others are named in DESIGN §6.
+const (
+	Auto    Lowering = "auto"
+	Grouped Lowering = "grouped"
+	Expand  Lowering = "expand"
+)
