@@ -3,8 +3,8 @@ package ort
 // The binding (github.com/yalue/onnxruntime_go) loads the library, owns the environment and creates sessions. Tensors
 // and runs go through abi.c instead, because the binding
 //
-//   - copies an output that it allocates with one byte per element when the type is not a Go type, which cuts float16,
-//     bfloat16 and complex outputs short, and refuses outputs of rank 0;
+//   - copies an output that it allocates with one byte per element when the type is not a Go type, which cuts float16 and
+//     bfloat16 outputs short, and refuses outputs of rank 0;
 //   - refuses empty tensors of those types as inputs, and an empty cache is where every decode begins;
 //   - reads the inputs and outputs of a model only by loading it a second time, and without the names of dynamic
 //     dimensions.

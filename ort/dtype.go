@@ -8,7 +8,8 @@ type dtypeRow struct {
 	bits    int // bits of one element; 0 when it has no fixed size
 }
 
-// The two enumerations agree except for the last types: the runtime has no float8e8m0.
+// dtypes lists the types that the runtime computes with. The enumerations agree except for the last types: the runtime
+// has no float8e8m0.
 var dtypes = map[onnxpb.TensorProto_DataType]dtypeRow{
 	onnxpb.TensorProto_FLOAT:          {1, 32},
 	onnxpb.TensorProto_UINT8:          {2, 8},
@@ -23,8 +24,6 @@ var dtypes = map[onnxpb.TensorProto_DataType]dtypeRow{
 	onnxpb.TensorProto_DOUBLE:         {11, 64},
 	onnxpb.TensorProto_UINT32:         {12, 32},
 	onnxpb.TensorProto_UINT64:         {13, 64},
-	onnxpb.TensorProto_COMPLEX64:      {14, 64},
-	onnxpb.TensorProto_COMPLEX128:     {15, 128},
 	onnxpb.TensorProto_BFLOAT16:       {16, 16},
 	onnxpb.TensorProto_FLOAT8E4M3FN:   {17, 8},
 	onnxpb.TensorProto_FLOAT8E4M3FNUZ: {18, 8},

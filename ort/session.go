@@ -77,7 +77,8 @@ func NewSession(path string, o Options) (*Session, error) {
 	defer opts.Destroy()
 	b, err := binding.NewDynamicAdvancedSession(path, nil, nil, opts)
 	if err != nil {
-		return nil, fmt.Errorf("model %q: ONNX Runtime %s cannot load it: %w", path, Version(), root(err))
+		msg := strings.TrimPrefix(root(err).Error(), "Load model from "+path+" failed:")
+		return nil, fmt.Errorf("model %q: ONNX Runtime %s cannot load it: %s", path, Version(), msg)
 	}
 	s := &Session{Path: path, session: b, names: map[string]cName{}}
 	if err := s.describe(); err != nil {
