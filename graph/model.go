@@ -96,7 +96,8 @@ type Graph struct {
 	Outputs []*Value
 	Inits   []*Value // initializers, in file order
 
-	values map[string]*Value
+	values   map[string]*Value
+	declared *declarations // how the file listed types; nil for a graph built in memory
 }
 
 func newGraph(m *Model, outer *Graph) *Graph {

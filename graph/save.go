@@ -1,0 +1,781 @@
+package graph
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"onnx-dha/graph/onnxpb"
+)
+
+// SaveOptions say where Save puts the weights.
+type SaveOptions struct {
+	// External is one of
+	//
+	//	""        as the model was loaded: inline weights inline, external ones in one new data file
+	//	"inline"  everything in the model file
+	//	"file"    initializers of 1 KiB and more in one new data file
+	//	"share"   only initializers that are new in a new data file; the others stay where they are, in the original's
+	//	          files, which must lie in the folder of the output or below
+	//
+	// The data file has the name of the output with ".data" behind it. Protobuf files hold at most 2 GiB: a model that
+	// would be over that is written as with "file".
+	External string
+}
+
+// Save writes the model to a file, and a data file beside it when the options or the size ask for one. Both appear
+// under their names only when they are complete and synced. Weights that did not change are copied from file to file by
+// the system. The files that the model was loaded from are never written to: an output that is one of them, by whatever
+// name or link, is an error.
+func (m *Model) Save(path string, opt SaveOptions) error {
+	if !slices.Contains([]string{"", "inline", "file", "share"}, opt.External) {
+		return fmt.Errorf("external data %q: want inline, file, share, or nothing to keep it as it is", opt.External)
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return fmt.Errorf("output %s is a folder", path)
+	}
+	s := &saver{model: m, path: path, data: path + ".data", placed: map[*onnxpb.TensorProto]*placement{}}
+	if err := s.refuseInputs(path, "the input model"); err != nil {
+		return err
+	}
+	if err := s.save(opt.External); err != nil {
+		return fmt.Errorf("saving %s: %w", path, err)
+	}
+	return nil
+}
+
+// saver writes one model.
+type saver struct {
+	model      *Model
+	path, data string
+	placed     map[*onnxpb.TensorProto]*placement
+	writes     []*placement // what the data file holds, by offset
+	size       int64        // of the data file
+}
+
+// placement is where a tensor's bytes go.
+type placement struct {
+	tensor   *Tensor
+	inline   bool // into the message, as raw data
+	location string
+	offset   int64
+	length   int64
+}
+
+func (s *saver) save(external string) error {
+	pb := s.model.assemble()
+	if external == "" {
+		external = "keep"
+	}
+	if err := s.place(pb, external, false); err != nil {
+		return err
+	}
+	msg, err := s.encode(pb.ProtoReflect())
+	if err != nil {
+		return err
+	}
+	// First weights go, then constants inside nodes: not every reader looks for external data there.
+	for _, constants := range []bool{false, true} {
+		if msg.size <= maxMessage {
+			break
+		}
+		if external != "share" {
+			external = "file"
+		}
+		if err := s.place(pb, external, constants); err != nil {
+			return err
+		}
+		if msg, err = s.encode(pb.ProtoReflect()); err != nil {
+			return err
+		}
+	}
+	if msg.size > maxMessage {
+		return fmt.Errorf("the model takes %d bytes without its weights, protobuf files hold at most %d", msg.size, maxMessage)
+	}
+	return s.write(pb, msg)
+}
+
+// place decides for every tensor where its bytes go.
+func (s *saver) place(pb *onnxpb.ModelProto, external string, constants bool) error {
+	clear(s.placed)
+	s.writes, s.size = nil, 0
+	initializers := map[*onnxpb.TensorProto]bool{}
+	s.model.Graph.eachGraph(func(g *Graph) {
+		for _, v := range g.Inits {
+			initializers[v.Init.Proto] = true
+		}
+	})
+	at := map[source]*placement{} // weights that share a range go on sharing it
+	return eachTensor(pb.ProtoReflect(), func(t *onnxpb.TensorProto) error {
+		lt := s.tensor(t)
+		wasExternal := t.GetDataLocation() == onnxpb.TensorProto_EXTERNAL
+		if wasExternal && lt.ext == nil {
+			return fmt.Errorf("%s: its data is in another file, and the model it belongs to is not known", lt.describe())
+		}
+		src, length, err := lt.payload()
+		if err != nil {
+			return fmt.Errorf("%s: %w", lt.describe(), err)
+		}
+		big := length >= lazyBytes && (initializers[t] || constants)
+		p := &placement{tensor: lt, length: length}
+		switch {
+		case external == "inline", external == "keep" && !wasExternal && !(big && len(lt.parts) == 0 && s.model.external()):
+			if p.inline = wasExternal; p.inline {
+				s.placed[t] = p
+			}
+			return nil
+		case !big && !wasExternal:
+			return nil
+		case external == "share" && src != nil && src.file.info != nil:
+			p.location, err = s.relative(src.file)
+			p.offset = src.offset
+			s.placed[t] = p
+			return err
+		}
+		if src != nil {
+			if twin := at[*src]; twin != nil {
+				s.placed[t] = twin
+				return nil
+			}
+			at[*src] = p
+		}
+		align := int64(64)
+		if length >= 4096 {
+			align = 4096 // whole pages, so that a runtime can map the weight
+		}
+		p.location = filepath.Base(s.data)
+		p.offset = (s.size + align - 1) / align * align
+		s.size = p.offset + length
+		s.writes = append(s.writes, p)
+		s.placed[t] = p
+		return nil
+	})
+}
+
+// tensor returns the tensor behind a message without entering it into the model.
+func (s *saver) tensor(pb *onnxpb.TensorProto) *Tensor {
+	if t := s.model.lazy[pb]; t != nil {
+		return t
+	}
+	return &Tensor{Proto: pb}
+}
+
+// external reports whether the model has external data.
+func (m *Model) external() bool {
+	for _, t := range m.lazy {
+		if t.ext != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// payload returns the size of a tensor's raw data and, when they are in a file in that form, where. The size is 0 for
+// tensors that have no such form.
+func (t *Tensor) payload() (*source, int64, error) {
+	if t.ext != nil {
+		return t.ext, t.ext.length, nil
+	}
+	if s := t.part(rawData); s != nil {
+		return s, s.length, nil
+	}
+	if t.Proto.RawData != nil {
+		return nil, int64(len(t.Proto.RawData)), nil
+	}
+	size, ok := byteSize(t.Proto)
+	if !ok {
+		return nil, 0, nil
+	}
+	for _, list := range []protowire.Number{floatData, doubleData} {
+		if s := t.part(list); s != nil && s.length == size && elementTypes[t.DType()].list == list {
+			return s, size, nil
+		}
+	}
+	return nil, size, nil
+}
+
+// relative returns the location of a file as external data of the output.
+func (s *saver) relative(f *mapped) (string, error) {
+	dir, err := filepath.Abs(filepath.Dir(s.path))
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return "", err
+	}
+	file, err := filepath.Abs(f.path)
+	if err == nil {
+		file, err = filepath.EvalSymlinks(file)
+	}
+	if err != nil {
+		return "", err
+	}
+	rel, err := filepath.Rel(dir, file)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", fmt.Errorf("weights cannot be shared with %s: it is not in the folder of the output; write it there, or copy the weights", f.path)
+	}
+	return filepath.ToSlash(rel), nil
+}
+
+// eachGraph calls f for g and every body inside it.
+func (g *Graph) eachGraph(f func(*Graph)) {
+	f(g)
+	for _, n := range g.Nodes {
+		for _, b := range n.bodies() {
+			b.eachGraph(f)
+		}
+	}
+}
+
+// refuseInputs returns an error when target is a file that the model's weights come from.
+func (s *saver) refuseInputs(target, what string) error {
+	now, err := os.Stat(target)
+	if err != nil {
+		return nil // it does not exist: nothing to protect
+	}
+	refuse := func(f *mapped, what string) error {
+		if f.info == nil || !os.SameFile(f.info, now) {
+			return nil
+		}
+		return fmt.Errorf("output %s is %s %s, which is never written to: choose another name", target, what, f.path)
+	}
+	for i, f := range s.model.files {
+		if i > 0 {
+			what = "a data file of the input model,"
+		}
+		if err := refuse(f, what); err != nil {
+			return err
+		}
+	}
+	for _, t := range s.model.lazy { // a tensor may come from another model
+		if src, _, _ := t.payload(); src != nil {
+			if err := refuse(src.file, "a weight file,"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// assemble returns the whole message. Messages that the model does not change are shared with it.
+func (m *Model) assemble() *onnxpb.ModelProto {
+	pb := shallow(m.Proto, nil)
+	pb.Graph = m.Graph.assemble()
+	return pb
+}
+
+func (g *Graph) assemble() *onnxpb.GraphProto {
+	pb := shallow(g.Proto, func(fd protoreflect.FieldDescriptor) bool { return fd.Number() == 13 })
+	if g.Name != pb.GetName() {
+		pb.Name = proto.String(g.Name)
+	}
+	pb.Node = make([]*onnxpb.NodeProto, 0, len(g.Nodes))
+	for _, n := range g.Nodes {
+		pb.Node = append(pb.Node, n.assemble())
+	}
+	for _, v := range g.Inits {
+		t := v.Init.Proto
+		if t.GetName() != v.Name {
+			t.Name = proto.String(v.Name)
+		}
+		pb.Initializer = append(pb.Initializer, t)
+	}
+	listed := map[*Value]bool{}
+	for _, v := range g.Inputs {
+		pb.Input = append(pb.Input, g.declaration(v, false))
+		listed[v] = true
+	}
+	for _, v := range g.Outputs {
+		pb.Output = append(pb.Output, g.declaration(v, true))
+		listed[v] = true
+	}
+	var places []declaration
+	if g.declared != nil {
+		places = g.declared.infos
+	}
+	loose := map[*onnxpb.ValueInfoProto]bool{}
+	for _, vi := range g.Proto.ValueInfo {
+		loose[vi] = true
+	}
+	for _, d := range places {
+		v := d.value
+		if v == nil {
+			if loose[d.proto] && g.values[d.proto.GetName()] == nil {
+				pb.ValueInfo = append(pb.ValueInfo, d.proto)
+			}
+			delete(loose, d.proto)
+			continue
+		}
+		if g.values[v.Name] != v {
+			continue
+		}
+		if vi := d.info(); vi != nil {
+			pb.ValueInfo = append(pb.ValueInfo, named(vi, v.Name))
+		}
+		listed[v] = true
+	}
+	add := func(v *Value) {
+		if v != nil && v.Info != nil && !listed[v] {
+			pb.ValueInfo = append(pb.ValueInfo, named(v.Info, v.Name))
+		}
+	}
+	for _, v := range g.Inits {
+		add(v)
+	}
+	for _, n := range g.Nodes {
+		for _, v := range n.Out {
+			add(v)
+		}
+	}
+	for _, vi := range g.Proto.ValueInfo {
+		if loose[vi] && g.values[vi.GetName()] == nil {
+			pb.ValueInfo = append(pb.ValueInfo, vi)
+		}
+	}
+	return pb
+}
+
+// declaration returns the entry for an input or output of the graph.
+func (g *Graph) declaration(v *Value, output bool) *onnxpb.ValueInfoProto {
+	vi := v.Info
+	if g.declared != nil {
+		places := g.declared.inputs
+		if output {
+			places = g.declared.outputs
+		}
+		if d, ok := places[v]; ok {
+			vi = d.info()
+		}
+	}
+	if vi == nil {
+		return &onnxpb.ValueInfoProto{Name: proto.String(v.Name)}
+	}
+	return named(vi, v.Name)
+}
+
+// named returns vi, or a copy of it that has the name.
+func named(vi *onnxpb.ValueInfoProto, name string) *onnxpb.ValueInfoProto {
+	if vi.GetName() == name {
+		return vi
+	}
+	vi = shallow(vi, nil)
+	vi.Name = proto.String(name)
+	return vi
+}
+
+func (n *Node) assemble() *onnxpb.NodeProto {
+	pb := shallow(n.Proto, nil)
+	pb.Input, pb.Output = names(n.In), names(n.Out)
+	setString(&pb.Name, n.Name)
+	setString(&pb.OpType, n.OpType)
+	setString(&pb.Domain, n.Domain)
+	if len(n.Subgraphs) == 0 {
+		return pb
+	}
+	pb.Attribute = slices.Clone(pb.Attribute)
+	for i, a := range pb.Attribute {
+		bodies := n.Subgraphs[a.GetName()]
+		if len(bodies) == 0 {
+			continue
+		}
+		a = shallow(a, nil)
+		a.Graphs = nil
+		for j, b := range bodies {
+			if j == 0 && (a.G != nil || a.GetType() != onnxpb.AttributeProto_GRAPHS) {
+				a.G = b.assemble()
+			} else {
+				a.Graphs = append(a.Graphs, b.assemble())
+			}
+		}
+		pb.Attribute[i] = a
+	}
+	return pb
+}
+
+func names(vs []*Value) []string {
+	out := make([]string, len(vs))
+	for i, v := range vs {
+		if v != nil {
+			out[i] = v.Name
+		}
+	}
+	return out
+}
+
+// setString sets a field, and leaves one that has the value already as it is: absent and empty are different.
+func setString(field **string, s string) {
+	if *field == nil && s == "" || *field != nil && **field == s {
+		return
+	}
+	*field = proto.String(s)
+}
+
+// encoding is a serialised message in pieces.
+type encoding struct {
+	pieces []piece
+	size   int64
+}
+
+// piece is bytes in memory or a range of a file.
+type piece struct {
+	mem []byte
+	src *source
+}
+
+func (e *encoding) bytes(b []byte) {
+	e.pieces = append(e.pieces, piece{mem: b})
+	e.size += int64(len(b))
+}
+
+func (e *encoding) append(o *encoding) {
+	e.pieces = append(e.pieces, o.pieces...)
+	e.size += o.size
+}
+
+// head starts a length-delimited field.
+func (e *encoding) head(num protowire.Number, size int64) {
+	e.bytes(protowire.AppendVarint(protowire.AppendTag(nil, num, protowire.BytesType), uint64(size)))
+}
+
+var canonical = proto.MarshalOptions{Deterministic: true, AllowPartial: true}
+
+// encode serialises a message in field order. It returns nil when the message holds nothing that is left in a file:
+// then the library can serialise it.
+func (s *saver) encode(m protoreflect.Message) (*encoding, error) {
+	if t, ok := m.Interface().(*onnxpb.TensorProto); ok {
+		return s.encodeTensor(t)
+	}
+	through := spine[m.Descriptor().FullName()]
+	children := map[protowire.Number][]*encoding{}
+	lazy := false
+	for _, fd := range through {
+		if !m.Has(fd) {
+			continue
+		}
+		visit := func(c protoreflect.Message) error {
+			e, err := s.encode(c)
+			children[fd.Number()] = append(children[fd.Number()], e)
+			lazy = lazy || e != nil
+			return err
+		}
+		if !fd.IsList() {
+			if err := visit(m.Get(fd).Message()); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		for i, l := 0, m.Get(fd).List(); i < l.Len(); i++ {
+			if err := visit(l.Get(i).Message()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	top := m.Descriptor().FullName() == (&onnxpb.ModelProto{}).ProtoReflect().Descriptor().FullName()
+	if !lazy && !top {
+		return nil, nil
+	}
+	plain := shallow(m.Interface(), func(fd protoreflect.FieldDescriptor) bool { return slices.Contains(through, fd) })
+	b, err := canonical.Marshal(plain)
+	if err != nil {
+		return nil, err
+	}
+	out := &encoding{}
+	for _, fd := range through {
+		encs := children[fd.Number()]
+		if len(encs) == 0 {
+			continue
+		}
+		n := before(b, fd.Number())
+		out.bytes(b[:n])
+		b = b[n:]
+		for i, e := range encs {
+			if e == nil {
+				c := m.Get(fd)
+				if fd.IsList() {
+					c = c.List().Get(i)
+				}
+				raw, err := canonical.Marshal(c.Message().Interface())
+				if err != nil {
+					return nil, err
+				}
+				e = &encoding{}
+				e.bytes(raw)
+			}
+			out.head(fd.Number(), e.size)
+			out.append(e)
+		}
+	}
+	out.bytes(b)
+	return out, nil
+}
+
+// before returns the length of the leading fields of b with numbers below num.
+func before(b []byte, num protowire.Number) int {
+	at := 0
+	for at < len(b) {
+		n, _, size := protowire.ConsumeField(b[at:])
+		if size < 0 || n > num {
+			break
+		}
+		at += size
+	}
+	return at
+}
+
+// encodeTensor serialises a tensor whose data is in a file or big.
+func (s *saver) encodeTensor(t *onnxpb.TensorProto) (*encoding, error) {
+	lt := s.tensor(t)
+	p := s.placed[t]
+	big := len(t.RawData) >= lazyBytes
+	if p == nil && len(lt.parts) == 0 && !big {
+		return nil, nil
+	}
+	type data struct {
+		num protowire.Number
+		piece
+		size int64
+	}
+	var fields []data
+	plain := shallow(t, func(fd protoreflect.FieldDescriptor) bool { return p == nil && big && fd.Number() == rawData })
+	if p == nil {
+		for _, d := range lt.parts {
+			fields = append(fields, data{d.field, piece{src: &d.source}, d.length})
+		}
+		if big {
+			fields = append(fields, data{rawData, piece{mem: t.RawData}, int64(len(t.RawData))})
+		}
+		slices.SortStableFunc(fields, func(a, b data) int { return int(a.num - b.num) })
+	} else {
+		plain.FloatData, plain.DoubleData, plain.Int32Data, plain.Int64Data, plain.Uint64Data, plain.RawData = nil, nil, nil, nil, nil, nil
+		plain.ExternalData, plain.DataLocation = nil, nil
+		if p.inline {
+			fields = append(fields, data{rawData, piece{src: lt.ext}, p.length})
+		} else {
+			plain.ExternalData = p.entries(t.ExternalData)
+			plain.DataLocation = onnxpb.TensorProto_EXTERNAL.Enum()
+		}
+	}
+	b, err := canonical.Marshal(plain)
+	if err != nil {
+		return nil, err
+	}
+	out := &encoding{}
+	for _, f := range fields {
+		n := before(b, f.num)
+		out.bytes(b[:n])
+		b = b[n:]
+		out.head(f.num, f.size)
+		out.pieces = append(out.pieces, f.piece)
+		out.size += f.size
+	}
+	out.bytes(b)
+	return out, nil
+}
+
+// entries returns the external_data entries of a placement; keys of the old ones that say nothing of the place stay.
+func (p *placement) entries(old []*onnxpb.StringStringEntryProto) []*onnxpb.StringStringEntryProto {
+	entry := func(k, v string) *onnxpb.StringStringEntryProto {
+		return &onnxpb.StringStringEntryProto{Key: &k, Value: &v}
+	}
+	out := []*onnxpb.StringStringEntryProto{
+		entry("location", p.location),
+		entry("offset", strconv.FormatInt(p.offset, 10)),
+		entry("length", strconv.FormatInt(p.length, 10)),
+	}
+	for _, e := range old {
+		switch e.GetKey() {
+		case "location", "offset", "length":
+		default:
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// write puts the files in place.
+func (s *saver) write(pb *onnxpb.ModelProto, msg *encoding) (err error) {
+	var done []*pending
+	defer func() { // on a panic too
+		for _, p := range done {
+			p.abort()
+		}
+	}()
+	open := func(path string) (*pending, error) {
+		p, err := create(path)
+		if err == nil {
+			done = append(done, p)
+		}
+		return p, err
+	}
+	if len(s.writes) > 0 {
+		if err := s.refuseInputs(s.data, "the input model"); err != nil {
+			return err
+		}
+		f, err := open(s.data)
+		if err != nil {
+			return err
+		}
+		if err := s.writeData(f.file); err != nil {
+			return err
+		}
+	}
+	f, err := open(s.path)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f.file, 1<<20)
+	c := &copier{}
+	defer c.close()
+	for _, p := range msg.pieces {
+		if p.src == nil {
+			if _, err := w.Write(p.mem); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		if err := c.copy(f.file, p.src); err != nil {
+			return err
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, p := range done {
+		if err := p.file.Sync(); err != nil {
+			return err
+		}
+	}
+	for _, p := range done { // the data first: a model never refers to what is not there
+		if err := p.commit(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeData fills the data file.
+func (s *saver) writeData(f *os.File) error {
+	c := &copier{}
+	defer c.close()
+	for _, p := range s.writes {
+		if _, err := f.Seek(p.offset, io.SeekStart); err != nil {
+			return err
+		}
+		src, _, err := p.tensor.payload()
+		if err != nil {
+			return err
+		}
+		if src != nil {
+			if err := c.copy(f, src); err != nil {
+				return fmt.Errorf("%s: %w", p.tensor.describe(), err)
+			}
+			continue
+		}
+		b, err := p.tensor.Bytes()
+		if err != nil {
+			return err
+		}
+		if _, err := f.Write(b); err != nil {
+			return err
+		}
+	}
+	return f.Truncate(s.size)
+}
+
+// copier copies ranges between files; it keeps the last source open.
+type copier struct {
+	from *mapped
+	file *os.File
+}
+
+func (c *copier) copy(dst *os.File, src *source) error {
+	if src.file.info == nil {
+		b, err := src.bytes()
+		if err == nil {
+			_, err = dst.Write(b)
+		}
+		return err
+	}
+	if c.from != src.file {
+		c.close()
+		f, err := src.file.open()
+		if err != nil {
+			return err
+		}
+		c.from, c.file = src.file, f
+	}
+	if _, err := c.file.Seek(src.offset, io.SeekStart); err != nil {
+		return err
+	}
+	// Between two files this is copy_file_range: the bytes stay in the kernel, or are shared on disk.
+	n, err := io.Copy(dst, io.LimitReader(c.file, src.length))
+	if err == nil && n < src.length {
+		err = fmt.Errorf("%s ended after %d of %d bytes", src.file.path, n, src.length)
+	}
+	return err
+}
+
+func (c *copier) close() {
+	if c.file != nil {
+		c.file.Close()
+	}
+	c.from, c.file = nil, nil
+}
+
+// pending is a file that is being written beside the name it will have.
+type pending struct {
+	file *os.File
+	path string
+}
+
+// create opens a new file in the folder of path.
+func create(path string) (*pending, error) {
+	for i := 0; ; i++ {
+		name := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d-%d.tmp", filepath.Base(path), os.Getpid(), i))
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if errors.Is(err, os.ErrExist) && i < 1000 {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &pending{f, path}, nil
+	}
+}
+
+// commit gives the file its name.
+func (p *pending) commit() error {
+	if err := p.file.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(p.file.Name(), p.path); err != nil {
+		return err
+	}
+	p.file = nil
+	dir, err := os.Open(filepath.Dir(p.path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// abort removes the file unless it was committed.
+func (p *pending) abort() {
+	if p.file != nil {
+		p.file.Close()
+		os.Remove(p.file.Name())
+	}
+}
