@@ -1,7 +1,114 @@
 package fusion
 
-import "regexp"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"regexp"
+	"runtime"
+	"sync"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+)
+
+// ErrOtherModel is the error of CheckModel when the configuration was made for another model.
+var ErrOtherModel = errors.New("the configuration is for another model")
 
 var fingerprintForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 func isFingerprint(s string) bool { return fingerprintForm.MatchString(s) }
+
+// Fingerprint identifies the attention weights of a model: "sha256:" and the SHA-256 over the blocks in order, of each
+// the element type, dims and bytes of the query, key, value and output weights and biases. A tensor that several
+// projections of a block share (a packed weight) counts once. Names do not count, nor does how the file stores the
+// weights. The largest tensor being read bounds the memory in use.
+func Fingerprint(blocks []*attention.Block) (string, error) {
+	sums := make([][]byte, len(blocks))
+	errs := make([]error, len(blocks))
+	next := make(chan int)
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(blocks)) {
+		workers.Go(func() {
+			for i := range next {
+				sums[i], errs[i] = digest(blocks[i])
+			}
+		})
+	}
+	for i := range blocks {
+		next <- i
+	}
+	close(next)
+	workers.Wait()
+	all := sha256.New()
+	for i, sum := range sums {
+		if errs[i] != nil {
+			return "", errs[i]
+		}
+		all.Write(sum)
+	}
+	return "sha256:" + hex.EncodeToString(all.Sum(nil)), nil
+}
+
+// digest hashes the weights of one block. Each tensor is preceded by its role and its shape, so that no two blocks that
+// differ give the same stream of bytes.
+func digest(b *attention.Block) ([]byte, error) {
+	h := sha256.New()
+	seen := map[*graph.Value]bool{}
+	for role, p := range []*attention.Projection{b.Query, b.Key, b.Value, b.Output} {
+		if p == nil {
+			continue
+		}
+		for part, v := range []*graph.Value{p.Weight, p.Bias} {
+			if v == nil || seen[v] {
+				continue
+			}
+			seen[v] = true
+			h.Write([]byte{byte(role), byte(part)})
+			if err := digestTensor(h, v); err != nil {
+				return nil, fmt.Errorf("fingerprint of block %q: %w", b.Name, err)
+			}
+		}
+	}
+	return h.Sum(nil), nil
+}
+
+func digestTensor(h hash.Hash, v *graph.Value) error {
+	t := v.Const()
+	if t == nil {
+		return fmt.Errorf("%q is not a constant", v.Name)
+	}
+	data, err := t.Bytes()
+	if err != nil {
+		return err
+	}
+	shape := binary.LittleEndian.AppendUint32(nil, uint32(t.DType()))
+	shape = binary.LittleEndian.AppendUint64(shape, uint64(len(t.Dims())))
+	for _, d := range t.Dims() {
+		shape = binary.LittleEndian.AppendUint64(shape, uint64(d))
+	}
+	h.Write(shape)
+	h.Write(data)
+	return nil
+}
+
+// CheckModel compares the configuration's fingerprint with the model's. A difference is an *Error that is also
+// ErrOtherModel; a configuration without a fingerprint fits any model.
+func (c *Config) CheckModel(blocks []*attention.Block) error {
+	if c.Fingerprint == "" {
+		return nil
+	}
+	got, err := Fingerprint(blocks)
+	if err != nil {
+		return err
+	}
+	if got == c.Fingerprint {
+		return nil
+	}
+	e := c.src.errorf(c.src.key("model.fingerprint"), "the configuration was made for another model: it says %s, the attention weights of this one have %s", c.Fingerprint, got)
+	e.kind = ErrOtherModel
+	return e
+}

@@ -12,7 +12,11 @@ type Error struct {
 	Line, Column int // from 1; 0 when the place is the whole file or a configuration built in memory
 	Msg          string
 	Excerpt      string // the line and a mark under the column; empty when there is none
+
+	kind error // what errors.Is finds, when there is something
 }
+
+func (e *Error) Unwrap() error { return e.kind }
 
 // Error is one line, "file:line:column: message".
 func (e *Error) Error() string {
