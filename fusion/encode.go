@@ -77,8 +77,15 @@ func rows[T any](m [][]T, format func(T) string) string {
 	return "[" + strings.Join(outer, ", ") + "]"
 }
 
-// decimal writes the shortest number that reads back as x.
-func decimal(x float64) string { return strconv.FormatFloat(x, 'g', -1, 64) }
+// decimal writes the shortest number that reads back as x, with a point before an exponent: many YAML readers take
+// 1e-05 for a word.
+func decimal(x float64) string {
+	s := strconv.FormatFloat(x, 'g', -1, 64)
+	if mantissa, exponent, ok := strings.Cut(s, "e"); ok && !strings.Contains(mantissa, ".") {
+		return mantissa + ".0e" + exponent
+	}
+	return s
+}
 
 func comment(b *bytes.Buffer, indent, text string) {
 	if text == "" {
