@@ -1,0 +1,94 @@
+# onnx-dha: everything a person types. `make help` lists the targets.
+
+SHELL := /bin/bash
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+DHA := bin/onnx-dha
+
+# ONNX Runtime comes as a shared library from the npm package of its Node binding. The hash is of the package file, in
+# the form of npm's lock files; another file is refused.
+ORT_PACKAGE := onnxruntime-node@1.29.0
+ORT_INTEGRITY := sha512-WjiVVB72riILz8HbYvxvmjKyE/WmkYoSfKY++axo5jAR609HQg8MwiG/HhShpTcJfmmAdzxxmB+MMST3A+SiPA==
+ORT_OS := $(shell uname -s | tr 'A-Z' 'a-z')
+ORT_ARCH := $(patsubst x86_64,x64,$(patsubst aarch64,arm64,$(shell uname -m)))
+ORT_LIB := .ort/$(if $(filter darwin,$(ORT_OS)),libonnxruntime.dylib,libonnxruntime.so.1)
+
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Packages that start goroutines of their own.
+CONCURRENT := ./cmd/... ./fusion/... ./graph/...
+
+DEMO := testmodels/char-llama
+FUZZTIME ?= 20s
+
+.PHONY: help build runtime demo test check fmt vet staticcheck race bench fuzz proto clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## compile bin/onnx-dha
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(DHA) ./cmd/onnx-dha
+
+runtime: $(ORT_LIB) ## install the ONNX Runtime library into .ort/
+
+$(ORT_LIB):
+	@set -euo pipefail; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	echo "fetching $(ORT_PACKAGE)"; \
+	( cd "$$dir" && npm_config_update_notifier=false npm pack --silent $(ORT_PACKAGE) >/dev/null ); \
+	got=$$(node -e 'const h = require("crypto").createHash("sha512"); \
+		h.update(require("fs").readFileSync(process.argv[1])); \
+		console.log("sha512-" + h.digest("base64"))' "$$dir"/*.tgz); \
+	if [ "$$got" != "$(ORT_INTEGRITY)" ]; then \
+		echo "$(ORT_PACKAGE) has integrity $$got, want $(ORT_INTEGRITY): not installed" >&2; exit 1; \
+	fi; \
+	from=package/bin/napi-v6/$(ORT_OS)/$(ORT_ARCH); \
+	tar -xzf "$$dir"/*.tgz -C "$$dir" $$from 2>/dev/null || { \
+		echo "$(ORT_PACKAGE) has no library for $(ORT_OS) on $(ORT_ARCH): put one into .ort/, or name it with --ort-lib or ONNXRUNTIME_LIB" >&2; exit 1; }; \
+	mkdir -p .ort; \
+	lib=$$(find "$$dir/$$from" -name 'libonnxruntime.so.1' -o -name 'libonnxruntime.*dylib' | sort | head -n 1); \
+	cp "$$lib" $@.part; mv $@.part $@; \
+	echo "installed $@"
+
+demo: build runtime ## inspect, rewrite and verify a real model, into out/
+	@mkdir -p out
+	$(DHA) inspect $(DEMO)/model.onnx
+	$(DHA) rewrite $(DEMO)/model.onnx --config $(DEMO)/dha.yaml -o out/char-llama.dha.onnx
+	$(DHA) verify $(DEMO)/model.onnx out/char-llama.dha.onnx \
+		--text $(DEMO)/sonnets.txt --vocab $(DEMO)/vocab.json --prompt 'Shall I compare thee' --generate 120
+
+test: runtime ## run the tests
+	$(GO) test -timeout 10m ./...
+
+check: fmt vet staticcheck test race ## all that a change has to pass
+
+fmt:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt would change:" $$files >&2; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+staticcheck:
+	$(GO) run $(STATICCHECK) ./...
+
+race: runtime
+	$(GO) test -race -short -timeout 10m $(CONCURRENT)
+
+bench: runtime ## measure; docs/benchmarks.md explains the figures
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
+
+fuzz: runtime ## run every fuzz target for FUZZTIME (20s)
+	@set -euo pipefail; \
+	for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+proto: ## generate the ONNX bindings (needs protoc)
+	GOBIN=$(CURDIR)/.bin $(GO) install $(PROTOC_GEN_GO)
+	PATH=$(CURDIR)/.bin:$$PATH protoc --go_out=. --go_opt=module=onnx-dha graph/onnxpb/onnx.proto
+
+clean: ## remove what was built; the runtime library stays
+	rm -rf bin out .bin
