@@ -302,27 +302,27 @@ func ParseDim(text string) Dim {
 	if len(p.rest) > maxDimText || strings.HasPrefix(p.rest, "?") {
 		return Sym(text)
 	}
-	d, ok := p.sum(0)
+	d, ok := p.sum()
 	if _, constant := d.Const(); !ok || p.rest != "" || constant || d.lost {
 		return Sym(text)
 	}
 	return d
 }
 
-// dimParser is a recursive-descent parser; its methods take the nesting depth and return false at the first
+// dimParser is a recursive-descent parser; maxDimText bounds its depth, and its methods return false at the first
 // surprise.
 type dimParser struct{ rest string }
 
-func (p *dimParser) sum(depth int) (Dim, bool) {
-	d, ok := p.product(depth)
+func (p *dimParser) sum() (Dim, bool) {
+	d, ok := p.product()
 	for ok {
 		var e Dim
 		switch {
 		case p.skip(" - "):
-			e, ok = p.product(depth)
+			e, ok = p.product()
 			d = d.Sub(e)
 		case p.skip("+"), p.skip(" +"):
-			e, ok = p.product(depth)
+			e, ok = p.product()
 			d = d.Add(e)
 		default:
 			return d, true
@@ -331,27 +331,24 @@ func (p *dimParser) sum(depth int) (Dim, bool) {
 	return Dim{}, false
 }
 
-func (p *dimParser) product(depth int) (Dim, bool) {
-	d, ok := p.factor(depth)
+func (p *dimParser) product() (Dim, bool) {
+	d, ok := p.factor()
 	for ok && (p.skip("*") || p.skip(" *")) {
 		var e Dim
-		e, ok = p.factor(depth)
+		e, ok = p.factor()
 		d = d.Mul(e)
 	}
 	return d, ok
 }
 
-func (p *dimParser) factor(depth int) (Dim, bool) {
+func (p *dimParser) factor() (Dim, bool) {
 	p.rest = strings.TrimLeft(p.rest, " ")
 	if p.skip("-") {
-		d, ok := p.factor(depth + 1)
-		return Int(0).Sub(d), ok && depth < 8
+		d, ok := p.factor()
+		return Int(0).Sub(d), ok
 	}
 	if p.skip("(") {
-		if depth >= 8 {
-			return Dim{}, false
-		}
-		d, ok := p.sum(depth + 1)
+		d, ok := p.sum()
 		return d, ok && (p.skip(")") || p.skip(" )"))
 	}
 	end := 0
@@ -378,5 +375,5 @@ func (p *dimParser) skip(s string) bool {
 }
 
 func isNameByte(c byte) bool {
-	return c == '_' || c == '.' || c == ':' || c == '/' && false || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("_.:", c) >= 0
 }

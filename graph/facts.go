@@ -1,102 +1,58 @@
 package graph
 
 import (
-	"fmt"
-	"strings"
+	"math"
 
 	"onnx-dha/graph/onnxpb"
 )
 
 // Facts is what is known of a graph's values without running it: element types, shapes, and the elements of small
-// tensors. It describes the graph as it was when Infer ran; it is not changed afterwards and may be used from several
-// goroutines.
+// tensors. It describes the graph as it was when Infer ran and is not changed afterwards.
+//
+// Facts hold for every run that the operators accept and in which no dimension is negative. One thing more is taken for
+// granted, because no exporter's graph means anything without it: a Slice that takes or drops a single element of a
+// symbolic dimension finds that element.
 type Facts struct {
-	of    map[*Value]*fact
-	fresh int
+	of map[*Value]*fact
+
+	functions map[opKey]bool  // the model's own functions
+	fresh     int             // symbols made so far
+	signed    map[string]bool // symbols that may stand for a negative number; dimensions cannot
+	budget    int             // what may still be spent on folding
 }
 
 // fact is what is known of one value.
 type fact struct {
-	elem   onnxpb.TensorProto_DataType // UNDEFINED when unknown
-	shape  []Dim
+	elem   elemType // UNDEFINED when unknown
+	shape  []Dim    // meaningful when ranked
 	ranked bool
-	known  *Known
+	// known holds the elements. In a float tensor with symbolic elements (a dimension that was cast) they are integers,
+	// and kept in Ints.
+	known *Known
 }
 
+type elemType = onnxpb.TensorProto_DataType
+
 // Known is what is known of a small tensor's elements, in row-major order: Ints for integer and bool tensors (false is
-// 0, true is 1), where an element may be symbolic, as the elements of Shape(x) are; Floats for float tensors.
+// 0, true is 1), where an element may be symbolic, as the elements of Shape(x) are; Floats for float tensors, rounded
+// to the element type after every operation as the runtime does. Neither may be changed.
 type Known struct {
 	Shape  []int64
 	Ints   []Dim
 	Floats []float64
 }
 
-// maxKnown is the number of elements up to which Known reads constants.
-const maxKnown = 64 << 10
-
-// Infer collects the facts of g, which is a main graph, and of the bodies inside it.
-func Infer(g *Graph) *Facts {
-	f := &Facts{of: map[*Value]*fact{}}
-	for _, v := range g.Inputs {
-		f.declare(v)
-	}
-	g.All(func(n *Node) bool {
-		for _, o := range n.Out {
-			if o != nil {
-				f.declare(o)
-			}
-		}
-		return true
-	})
-	return f
-}
-
-// declare takes a value's declared type for true.
-func (f *Facts) declare(v *Value) {
-	tt := v.Info.GetType().GetTensorType()
-	if tt == nil {
-		return
-	}
-	fa := &fact{elem: onnxpb.TensorProto_DataType(tt.GetElemType())}
-	if tt.Shape != nil {
-		fa.ranked = true
-		for _, d := range tt.Shape.Dim {
-			fa.shape = append(fa.shape, f.declared(d))
-		}
-	}
-	f.of[v] = fa
-}
-
-// declared returns a dimension as the file states it.
-func (f *Facts) declared(d *onnxpb.TensorShapeProto_Dimension) Dim {
-	switch x := d.Value.(type) {
-	case *onnxpb.TensorShapeProto_Dimension_DimValue:
-		if x.DimValue >= 0 {
-			return Int(x.DimValue)
-		}
-	case *onnxpb.TensorShapeProto_Dimension_DimParam:
-		if x.DimParam != "" && !strings.HasPrefix(x.DimParam, "?") {
-			return ParseDim(x.DimParam)
-		}
-	}
-	return f.newSym()
-}
-
-// newSym returns a symbol that nothing else equals.
-func (f *Facts) newSym() Dim {
-	f.fresh++
-	return Sym(fmt.Sprintf("?%d", f.fresh))
-}
+const (
+	maxRank  = 32       // shapes of higher rank are not followed
+	maxKnown = 64 << 10 // elements up to which Known reads constants
+	maxFold  = 4096     // elements up to which tensors are computed
+)
 
 // Shape returns the dimensions of v, false when its rank is unknown. A dimension of which nothing is known is a symbol
-// of its own whose name starts with "?". The slice must not be changed.
+// of its own, whose name starts with "?"; it equals only itself. The slice must not be changed.
 func (f *Facts) Shape(v *Value) ([]Dim, bool) {
 	if t := v.Const(); t != nil {
-		shape := make([]Dim, len(t.Dims()))
-		for i, d := range t.Dims() {
-			shape[i] = Int(d)
-		}
-		return shape, true
+		return tensorShape(t)
 	}
 	if fa := f.of[v]; fa != nil && fa.ranked {
 		return fa.shape, true
@@ -115,36 +71,17 @@ func (f *Facts) Elem(v *Value) onnxpb.TensorProto_DataType {
 	return onnxpb.TensorProto_UNDEFINED
 }
 
-// Known returns what is known of the elements of v: a constant of at most maxKnown elements, or what was folded.
+// Known returns what is known of the elements of v: those of a constant of at most 64 Ki elements, or what was folded,
+// at most 4096. Up to eight integers that nobody can know, such as a length that the caller passes in, are symbols too
+// (named "?…", and perhaps negative).
 func (f *Facts) Known(v *Value) (*Known, bool) {
 	if t := v.Const(); t != nil {
 		return knownTensor(t, maxKnown)
 	}
-	if fa := f.of[v]; fa != nil && fa.known != nil {
+	if fa := f.of[v]; fa != nil && fa.known != nil && (fa.known.Ints == nil || !isFloat(fa.elem)) {
 		return fa.known, true
 	}
 	return nil, false
-}
-
-// knownTensor reads a constant of at most limit elements.
-func knownTensor(t *Tensor, limit int64) (*Known, bool) {
-	if n := t.Len(); n < 0 || n > limit {
-		return nil, false
-	}
-	k := &Known{Shape: t.Dims()}
-	if ints, err := t.Int64s(); err == nil {
-		k.Ints = make([]Dim, len(ints))
-		for i, x := range ints {
-			k.Ints[i] = Int(x)
-		}
-		return k, true
-	}
-	floats, err := t.Float64s()
-	if err != nil {
-		return nil, false
-	}
-	k.Floats = floats
-	return k, true
 }
 
 // Ints returns the elements of an integer or bool tensor when all are known numbers.
@@ -153,13 +90,7 @@ func (f *Facts) Ints(v *Value) ([]int64, bool) {
 	if !ok || k.Floats != nil {
 		return nil, false
 	}
-	out := make([]int64, len(k.Ints))
-	for i, d := range k.Ints {
-		if out[i], ok = d.Const(); !ok {
-			return nil, false
-		}
-	}
-	return out, true
+	return constants(k.Ints)
 }
 
 // Scalar returns the element of a one-element tensor, integer or float, when it is a known number.
@@ -173,4 +104,80 @@ func (f *Facts) Scalar(v *Value) (float64, bool) {
 	}
 	n, ok := k.Ints[0].Const()
 	return float64(n), ok
+}
+
+// tensorShape returns a constant's dimensions.
+func tensorShape(t *Tensor) ([]Dim, bool) {
+	if len(t.Dims()) > maxRank {
+		return nil, false
+	}
+	shape := make([]Dim, len(t.Dims()))
+	for i, d := range t.Dims() {
+		if d < 0 {
+			return nil, false
+		}
+		shape[i] = Int(d)
+	}
+	return shape, true
+}
+
+// knownTensor reads a constant of at most limit elements.
+func knownTensor(t *Tensor, limit int) (*Known, bool) {
+	n, ok := product(t.Dims())
+	if !ok || n > limit {
+		return nil, false
+	}
+	k := &Known{Shape: t.Dims()}
+	if isFloat(t.DType()) {
+		floats, err := t.Float64s()
+		if err != nil || len(floats) != n {
+			return nil, false
+		}
+		k.Floats = floats
+		return k, true
+	}
+	ints, err := t.Int64s()
+	if err != nil || len(ints) != n {
+		return nil, false
+	}
+	k.Ints = make([]Dim, n)
+	for i, x := range ints {
+		k.Ints[i] = Int(x)
+	}
+	return k, true
+}
+
+// constants returns the values of dims, false when one of them is symbolic.
+func constants(dims []Dim) ([]int64, bool) {
+	out := make([]int64, len(dims))
+	for i, d := range dims {
+		var ok bool
+		if out[i], ok = d.Const(); !ok {
+			return nil, false
+		}
+	}
+	return out, true
+}
+
+// product returns the number of elements of a shape, false when it is negative or beyond all use.
+func product(shape []int64) (int, bool) {
+	n := int64(1)
+	for _, d := range shape {
+		var ok bool
+		if n, ok = mul64(n, d); !ok || d < 0 {
+			return 0, false
+		}
+	}
+	return int(n), n <= math.MaxInt32
+}
+
+func isFloat(e elemType) bool {
+	_, ok := precision[e]
+	return ok
+}
+
+// isInteger reports whether e is an integer type that knownTensor reads exactly.
+func isInteger(e elemType) bool {
+	_, ok := width[e]
+	return ok
 }
