@@ -144,6 +144,8 @@ func (t *Tensor) checkData() error {
 	switch s := t.part(rawData); {
 	case t.ext != nil:
 		have = t.ext.length
+	case t.Proto.GetDataLocation() == onnxpb.TensorProto_EXTERNAL:
+		return errors.New("its data is external, but the tensor belongs to no loaded model")
 	case s != nil:
 		have = s.length
 	case t.Proto.RawData != nil:

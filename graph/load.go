@@ -21,7 +21,9 @@ const maxBodies = 100
 // external data files beside it, until a tensor is asked for them. The model must be closed.
 //
 // A file that is no ONNX model, external data that is missing or lies outside the model's folder, a tensor whose dims do
-// not fit its data, a name that is defined twice or never, and a cycle are errors that name the thing.
+// not fit its data, a name that is defined twice or never, and a cycle are errors that name the thing. Two faults are
+// mended, as ONNX Runtime mends them: nodes that are not in topological order are put in order, and of Constant nodes
+// that define the same name the last one counts and the others are dropped.
 func Load(path string) (*Model, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -81,10 +83,23 @@ func load(path string, r io.ReaderAt, size int64, file *mapped, dir *folder) (m 
 		m.files = append(m.files, f)
 	}
 	graph := pb.Graph
+	if len(graph.Node) == 0 {
+		return nil, fmt.Errorf("%s: the graph has no nodes", path)
+	}
+	if len(pb.OpsetImport) == 0 && pb.GetIrVersion() >= 3 {
+		return nil, fmt.Errorf("%s imports no opset: the file may be cut off", path)
+	}
 	pb.Graph = nil
 	if m.Graph, err = m.build(graph, nil, nil, 0); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	m.Graph.eachGraph(func(g *Graph) {
+		for v, d := range g.declared.outputs {
+			if v.Graph != g { // only now is it known what the outer graph says of the value
+				g.declared.outputs[v] = declare(v, d.proto, false)
+			}
+		}
+	})
 	return m, nil
 }
 
@@ -106,14 +121,14 @@ func notModel(path string, r io.ReaderAt, size int64, err error) error {
 	if n, _ := r.ReadAt(head, 0); n > 0 {
 		head = head[:n]
 	}
-	var at *wireError
+	var cut *cutError
 	switch {
 	case bytes.Contains(head, []byte("git-lfs")) && isText(head):
 		return fmt.Errorf("%s is not an ONNX model but a Git LFS pointer to one: fetch the file itself with \"git lfs pull\"", path)
 	case isText(head):
 		return fmt.Errorf("%s is not an ONNX model: it is text", path)
-	case errors.As(err, &at) && at.truncated:
-		return fmt.Errorf("%s is cut off: it ends after %d bytes: %w", path, size, err)
+	case errors.As(err, &cut):
+		return fmt.Errorf("%s is cut off after %d bytes: %w", path, size, err)
 	}
 	return fmt.Errorf("%s is not an ONNX model: %w", path, err)
 }
@@ -248,8 +263,12 @@ func (g *Graph) defineAll() error {
 			return err
 		}
 	}
+	superseded := supersededConstants(g.Proto.Node)
 	g.Nodes = make([]*Node, 0, len(g.Proto.Node))
 	for i, pb := range g.Proto.Node {
+		if superseded[pb] {
+			continue
+		}
 		n := &Node{Name: pb.GetName(), OpType: pb.GetOpType(), Domain: pb.GetDomain(), Proto: pb, Graph: g}
 		if n.OpType == "" {
 			return fmt.Errorf("node %d, %q, has no operator", i, n.Name)
@@ -268,6 +287,23 @@ func (g *Graph) defineAll() error {
 		g.Nodes = append(g.Nodes, n)
 	}
 	return nil
+}
+
+// supersededConstants lists the Constant nodes whose name a later Constant node defines again. Tools that patch a constant
+// by appending another write such graphs.
+func supersededConstants(nodes []*onnxpb.NodeProto) map[*onnxpb.NodeProto]bool {
+	constants := map[string]*onnxpb.NodeProto{}
+	superseded := map[*onnxpb.NodeProto]bool{}
+	for _, n := range nodes {
+		if n.GetOpType() != "Constant" || canonicalDomain(n.GetDomain()) != "" || len(n.Output) != 1 {
+			continue
+		}
+		if earlier := constants[n.Output[0]]; earlier != nil {
+			superseded[earlier] = true
+		}
+		constants[n.Output[0]] = n
+	}
+	return superseded
 }
 
 // connect resolves the inputs of a node and builds its bodies.

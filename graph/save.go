@@ -2,7 +2,8 @@ package graph
 
 import (
 	"bufio"
-	"errors"
+	"crypto/sha1"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -43,7 +44,7 @@ func (m *Model) Save(path string, opt SaveOptions) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return fmt.Errorf("output %s is a folder", path)
 	}
-	s := &saver{model: m, path: path, data: path + ".data", placed: map[*onnxpb.TensorProto]*placement{}}
+	s := newSaver(m, path)
 	if err := s.refuseInputs(path, "the input model"); err != nil {
 		return err
 	}
@@ -57,15 +58,42 @@ func (m *Model) Save(path string, opt SaveOptions) error {
 type saver struct {
 	model      *Model
 	path, data string
-	placed     map[*onnxpb.TensorProto]*placement
-	writes     []*placement // what the data file holds, by offset
-	size       int64        // of the data file
+	weights    map[*onnxpb.TensorProto]*Tensor // initializers of all graphs
+	external   bool                            // some tensor is in an external file now
+	locations  map[*mapped]string
+
+	placed   map[*onnxpb.TensorProto]*placement
+	writes   []*placement // what the data file holds, by offset
+	size     int64        // of the data file
+	checksum string       // of the data file; empty until it is written
+}
+
+func newSaver(m *Model, path string) *saver {
+	s := &saver{
+		model: m, path: path, data: path + ".data",
+		weights:   map[*onnxpb.TensorProto]*Tensor{},
+		locations: map[*mapped]string{},
+		placed:    map[*onnxpb.TensorProto]*placement{},
+	}
+	m.Graph.eachGraph(func(g *Graph) {
+		for _, v := range g.Inits {
+			s.weights[v.Init.Proto] = v.Init
+		}
+	})
+	for _, t := range m.lazy {
+		s.external = s.external || t.ext != nil
+	}
+	for _, t := range s.weights {
+		s.external = s.external || t.ext != nil
+	}
+	return s
 }
 
 // placement is where a tensor's bytes go.
 type placement struct {
 	tensor   *Tensor
 	inline   bool // into the message, as raw data
+	shared   bool // they stay in the file they are in
 	location string
 	offset   int64
 	length   int64
@@ -108,36 +136,27 @@ func (s *saver) save(external string) error {
 func (s *saver) place(pb *onnxpb.ModelProto, external string, constants bool) error {
 	clear(s.placed)
 	s.writes, s.size = nil, 0
-	initializers := map[*onnxpb.TensorProto]bool{}
-	s.model.Graph.eachGraph(func(g *Graph) {
-		for _, v := range g.Inits {
-			initializers[v.Init.Proto] = true
-		}
-	})
 	at := map[source]*placement{} // weights that share a range go on sharing it
 	return eachTensor(pb.ProtoReflect(), func(t *onnxpb.TensorProto) error {
 		lt := s.tensor(t)
 		wasExternal := t.GetDataLocation() == onnxpb.TensorProto_EXTERNAL
-		if wasExternal && lt.ext == nil {
-			return fmt.Errorf("%s: its data is in another file, and the model it belongs to is not known", lt.describe())
-		}
-		src, length, err := lt.payload()
-		if err != nil {
+		if err := lt.checkData(); err != nil { // a message whose bytes were left in a file that we do not know
 			return fmt.Errorf("%s: %w", lt.describe(), err)
 		}
-		big := length >= lazyBytes && (initializers[t] || constants)
+		src, length := lt.payload()
 		p := &placement{tensor: lt, length: length}
+		big := length >= lazyBytes && (s.weights[t] != nil || constants)
+		isNew := len(lt.parts) == 0 && s.external // beside external weights, new ones are external too
 		switch {
-		case external == "inline", external == "keep" && !wasExternal && !(big && len(lt.parts) == 0 && s.model.external()):
-			if p.inline = wasExternal; p.inline {
-				s.placed[t] = p
-			}
+		case external == "inline" && wasExternal:
+			p.inline = true
+			s.placed[t] = p
 			return nil
-		case !big && !wasExternal:
+		case external == "inline", !wasExternal && (!big || external == "keep" && !isNew):
 			return nil
 		case external == "share" && src != nil && src.file.info != nil:
-			p.location, err = s.relative(src.file)
-			p.offset = src.offset
+			location, err := s.relative(src.file)
+			p.location, p.offset, p.shared = location, src.offset, true
 			s.placed[t] = p
 			return err
 		}
@@ -163,48 +182,45 @@ func (s *saver) place(pb *onnxpb.ModelProto, external string, constants bool) er
 
 // tensor returns the tensor behind a message without entering it into the model.
 func (s *saver) tensor(pb *onnxpb.TensorProto) *Tensor {
+	if t := s.weights[pb]; t != nil {
+		return t
+	}
 	if t := s.model.lazy[pb]; t != nil {
 		return t
 	}
 	return &Tensor{Proto: pb}
 }
 
-// external reports whether the model has external data.
-func (m *Model) external() bool {
-	for _, t := range m.lazy {
-		if t.ext != nil {
-			return true
-		}
-	}
-	return false
-}
-
 // payload returns the size of a tensor's raw data and, when they are in a file in that form, where. The size is 0 for
 // tensors that have no such form.
-func (t *Tensor) payload() (*source, int64, error) {
+func (t *Tensor) payload() (*source, int64) {
 	if t.ext != nil {
-		return t.ext, t.ext.length, nil
+		return t.ext, t.ext.length
 	}
 	if s := t.part(rawData); s != nil {
-		return s, s.length, nil
+		return s, s.length
 	}
 	if t.Proto.RawData != nil {
-		return nil, int64(len(t.Proto.RawData)), nil
+		return nil, int64(len(t.Proto.RawData))
 	}
 	size, ok := byteSize(t.Proto)
 	if !ok {
-		return nil, 0, nil
+		return nil, 0
 	}
 	for _, list := range []protowire.Number{floatData, doubleData} {
+		// Packed floats are little-endian on the wire: raw data by another name.
 		if s := t.part(list); s != nil && s.length == size && elementTypes[t.DType()].list == list {
-			return s, size, nil
+			return s, size
 		}
 	}
-	return nil, size, nil
+	return nil, size
 }
 
 // relative returns the location of a file as external data of the output.
 func (s *saver) relative(f *mapped) (string, error) {
+	if l := s.locations[f]; l != "" {
+		return l, nil
+	}
 	dir, err := filepath.Abs(filepath.Dir(s.path))
 	if err == nil {
 		dir, err = filepath.EvalSymlinks(dir)
@@ -223,7 +239,8 @@ func (s *saver) relative(f *mapped) (string, error) {
 	if err != nil || !filepath.IsLocal(rel) {
 		return "", fmt.Errorf("weights cannot be shared with %s: it is not in the folder of the output; write it there, or copy the weights", f.path)
 	}
-	return filepath.ToSlash(rel), nil
+	s.locations[f] = filepath.ToSlash(rel)
+	return s.locations[f], nil
 }
 
 // eachGraph calls f for g and every body inside it.
@@ -256,10 +273,12 @@ func (s *saver) refuseInputs(target, what string) error {
 			return err
 		}
 	}
-	for _, t := range s.model.lazy { // a tensor may come from another model
-		if src, _, _ := t.payload(); src != nil {
-			if err := refuse(src.file, "a weight file,"); err != nil {
-				return err
+	for _, tensors := range []map[*onnxpb.TensorProto]*Tensor{s.weights, s.model.lazy} {
+		for _, t := range tensors { // one may come from another model
+			if src, _ := t.payload(); src != nil {
+				if err := refuse(src.file, "a file with weights in use,"); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -274,7 +293,9 @@ func (m *Model) assemble() *onnxpb.ModelProto {
 }
 
 func (g *Graph) assemble() *onnxpb.GraphProto {
-	pb := shallow(g.Proto, func(fd protoreflect.FieldDescriptor) bool { return fd.Number() == 13 })
+	pb := shallow(g.Proto, func(fd protoreflect.FieldDescriptor) bool {
+		return slices.Contains([]protoreflect.Name{"node", "initializer", "input", "output", "value_info"}, fd.Name())
+	})
 	if g.Name != pb.GetName() {
 		pb.Name = proto.String(g.Name)
 	}
@@ -455,15 +476,15 @@ func (s *saver) encode(m protoreflect.Message) (*encoding, error) {
 		return s.encodeTensor(t)
 	}
 	through := spine[m.Descriptor().FullName()]
-	children := map[protowire.Number][]*encoding{}
+	children := make([][]*encoding, len(through))
 	lazy := false
-	for _, fd := range through {
+	for k, fd := range through {
 		if !m.Has(fd) {
 			continue
 		}
 		visit := func(c protoreflect.Message) error {
 			e, err := s.encode(c)
-			children[fd.Number()] = append(children[fd.Number()], e)
+			children[k] = append(children[k], e)
 			lazy = lazy || e != nil
 			return err
 		}
@@ -479,8 +500,7 @@ func (s *saver) encode(m protoreflect.Message) (*encoding, error) {
 			}
 		}
 	}
-	top := m.Descriptor().FullName() == (&onnxpb.ModelProto{}).ProtoReflect().Descriptor().FullName()
-	if !lazy && !top {
+	if _, top := m.Interface().(*onnxpb.ModelProto); !lazy && !top {
 		return nil, nil
 	}
 	plain := shallow(m.Interface(), func(fd protoreflect.FieldDescriptor) bool { return slices.Contains(through, fd) })
@@ -489,15 +509,14 @@ func (s *saver) encode(m protoreflect.Message) (*encoding, error) {
 		return nil, err
 	}
 	out := &encoding{}
-	for _, fd := range through {
-		encs := children[fd.Number()]
-		if len(encs) == 0 {
+	for k, fd := range through {
+		if len(children[k]) == 0 {
 			continue
 		}
 		n := before(b, fd.Number())
 		out.bytes(b[:n])
 		b = b[n:]
-		for i, e := range encs {
+		for i, e := range children[k] {
 			if e == nil {
 				c := m.Get(fd)
 				if fd.IsList() {
@@ -560,7 +579,7 @@ func (s *saver) encodeTensor(t *onnxpb.TensorProto) (*encoding, error) {
 		if p.inline {
 			fields = append(fields, data{rawData, piece{src: lt.ext}, p.length})
 		} else {
-			plain.ExternalData = p.entries(t.ExternalData)
+			plain.ExternalData = s.entries(p, t.ExternalData)
 			plain.DataLocation = onnxpb.TensorProto_EXTERNAL.Enum()
 		}
 	}
@@ -582,7 +601,7 @@ func (s *saver) encodeTensor(t *onnxpb.TensorProto) (*encoding, error) {
 }
 
 // entries returns the external_data entries of a placement; keys of the old ones that say nothing of the place stay.
-func (p *placement) entries(old []*onnxpb.StringStringEntryProto) []*onnxpb.StringStringEntryProto {
+func (s *saver) entries(p *placement, old []*onnxpb.StringStringEntryProto) []*onnxpb.StringStringEntryProto {
 	entry := func(k, v string) *onnxpb.StringStringEntryProto {
 		return &onnxpb.StringStringEntryProto{Key: &k, Value: &v}
 	}
@@ -594,6 +613,11 @@ func (p *placement) entries(old []*onnxpb.StringStringEntryProto) []*onnxpb.Stri
 	for _, e := range old {
 		switch e.GetKey() {
 		case "location", "offset", "length":
+		case "checksum": // of the whole data file
+			if !p.shared {
+				e = entry("checksum", s.checksum)
+			}
+			out = append(out, e)
 		default:
 			out = append(out, e)
 		}
@@ -601,20 +625,34 @@ func (p *placement) entries(old []*onnxpb.StringStringEntryProto) []*onnxpb.Stri
 	return out
 }
 
+// checksummed reports whether a tensor of the data file carries a checksum of it.
+func (s *saver) checksummed() bool {
+	for t, p := range s.placed {
+		if !p.inline && !p.shared && slices.ContainsFunc(t.ExternalData, func(e *onnxpb.StringStringEntryProto) bool { return e.GetKey() == "checksum" }) {
+			return true
+		}
+	}
+	return false
+}
+
 // write puts the files in place.
 func (s *saver) write(pb *onnxpb.ModelProto, msg *encoding) (err error) {
-	var done []*pending
+	var files []*pending
+	complete := false
 	defer func() { // on a panic too
-		for _, p := range done {
-			p.abort()
+		for _, p := range files {
+			if !complete {
+				p.undo()
+			}
 		}
 	}()
-	open := func(path string) (*pending, error) {
+	open := func(path string) (*os.File, error) {
 		p, err := create(path)
-		if err == nil {
-			done = append(done, p)
+		if err != nil {
+			return nil, err
 		}
-		return p, err
+		files = append(files, p)
+		return p.file, nil
 	}
 	if len(s.writes) > 0 {
 		if err := s.refuseInputs(s.data, "the input model"); err != nil {
@@ -624,18 +662,53 @@ func (s *saver) write(pb *onnxpb.ModelProto, msg *encoding) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := s.writeData(f.file); err != nil {
+		if err := s.writeData(f); err != nil {
 			return err
+		}
+		if s.checksummed() {
+			if s.checksum, err = sha1Of(f, s.size); err != nil {
+				return err
+			}
+			if msg, err = s.encode(pb.ProtoReflect()); err != nil {
+				return err
+			}
 		}
 	}
 	f, err := open(s.path)
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(f.file, 1<<20)
+	if err := msg.writeTo(f); err != nil {
+		return err
+	}
+	for _, p := range files {
+		if err := p.file.Sync(); err != nil {
+			return err
+		}
+	}
+	for _, p := range files { // the data first: a model never refers to what is not there
+		if err := p.commit(); err != nil {
+			return err
+		}
+	}
+	complete = true
+	return nil
+}
+
+func sha1Of(f *os.File, size int64) (string, error) {
+	h := sha1.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, size)); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// writeTo writes the message at the start of an empty file.
+func (e *encoding) writeTo(f *os.File) error {
+	w := bufio.NewWriterSize(f, 1<<20)
 	c := &copier{}
 	defer c.close()
-	for _, p := range msg.pieces {
+	for _, p := range e.pieces {
 		if p.src == nil {
 			if _, err := w.Write(p.mem); err != nil {
 				return err
@@ -645,24 +718,11 @@ func (s *saver) write(pb *onnxpb.ModelProto, msg *encoding) (err error) {
 		if err := w.Flush(); err != nil {
 			return err
 		}
-		if err := c.copy(f.file, p.src); err != nil {
+		if err := c.copy(f, p.src); err != nil {
 			return err
 		}
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for _, p := range done {
-		if err := p.file.Sync(); err != nil {
-			return err
-		}
-	}
-	for _, p := range done { // the data first: a model never refers to what is not there
-		if err := p.commit(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return w.Flush()
 }
 
 // writeData fills the data file.
@@ -673,11 +733,7 @@ func (s *saver) writeData(f *os.File) error {
 		if _, err := f.Seek(p.offset, io.SeekStart); err != nil {
 			return err
 		}
-		src, _, err := p.tensor.payload()
-		if err != nil {
-			return err
-		}
-		if src != nil {
+		if src, _ := p.tensor.payload(); src != nil {
 			if err := c.copy(f, src); err != nil {
 				return fmt.Errorf("%s: %w", p.tensor.describe(), err)
 			}
@@ -692,90 +748,4 @@ func (s *saver) writeData(f *os.File) error {
 		}
 	}
 	return f.Truncate(s.size)
-}
-
-// copier copies ranges between files; it keeps the last source open.
-type copier struct {
-	from *mapped
-	file *os.File
-}
-
-func (c *copier) copy(dst *os.File, src *source) error {
-	if src.file.info == nil {
-		b, err := src.bytes()
-		if err == nil {
-			_, err = dst.Write(b)
-		}
-		return err
-	}
-	if c.from != src.file {
-		c.close()
-		f, err := src.file.open()
-		if err != nil {
-			return err
-		}
-		c.from, c.file = src.file, f
-	}
-	if _, err := c.file.Seek(src.offset, io.SeekStart); err != nil {
-		return err
-	}
-	// Between two files this is copy_file_range: the bytes stay in the kernel, or are shared on disk.
-	n, err := io.Copy(dst, io.LimitReader(c.file, src.length))
-	if err == nil && n < src.length {
-		err = fmt.Errorf("%s ended after %d of %d bytes", src.file.path, n, src.length)
-	}
-	return err
-}
-
-func (c *copier) close() {
-	if c.file != nil {
-		c.file.Close()
-	}
-	c.from, c.file = nil, nil
-}
-
-// pending is a file that is being written beside the name it will have.
-type pending struct {
-	file *os.File
-	path string
-}
-
-// create opens a new file in the folder of path.
-func create(path string) (*pending, error) {
-	for i := 0; ; i++ {
-		name := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d-%d.tmp", filepath.Base(path), os.Getpid(), i))
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if errors.Is(err, os.ErrExist) && i < 1000 {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return &pending{f, path}, nil
-	}
-}
-
-// commit gives the file its name.
-func (p *pending) commit() error {
-	if err := p.file.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(p.file.Name(), p.path); err != nil {
-		return err
-	}
-	p.file = nil
-	dir, err := os.Open(filepath.Dir(p.path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// abort removes the file unless it was committed.
-func (p *pending) abort() {
-	if p.file != nil {
-		p.file.Close()
-		os.Remove(p.file.Name())
-	}
 }

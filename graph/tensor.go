@@ -193,7 +193,7 @@ func (t *Tensor) part(num protowire.Number) *source {
 func (t *Tensor) rawBytes() ([]byte, error) {
 	if t.Proto.GetDataLocation() == onnxpb.TensorProto_EXTERNAL {
 		if t.ext == nil {
-			return nil, errors.New("its data is in another file, which no model that is open refers to")
+			return nil, errors.New("its data is external, but the tensor belongs to no loaded model")
 		}
 		return t.ext.bytes()
 	}

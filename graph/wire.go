@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -28,7 +29,7 @@ const (
 	maxMessage = math.MaxInt32
 )
 
-// spine lists the fields of each message type through which a tensor can be reached, in field order.
+// spine lists the fields of each message type through which a tensor can be reached, by number, as they are serialised.
 var spine = reachTensors(onnxpb.File_graph_onnxpb_onnx_proto)
 
 func reachTensors(file protoreflect.FileDescriptor) map[protoreflect.FullName][]protoreflect.FieldDescriptor {
@@ -44,6 +45,7 @@ func reachTensors(file protoreflect.FileDescriptor) map[protoreflect.FullName][]
 					through = append(through, fd)
 				}
 			}
+			slices.SortFunc(through, func(a, b protoreflect.FieldDescriptor) int { return int(a.Number() - b.Number()) })
 			if len(through) > len(table[md.FullName()]) {
 				table[md.FullName()] = through
 				reaches[md.FullName()] = true
@@ -109,10 +111,13 @@ func shallow[M proto.Message](m M, drop func(protoreflect.FieldDescriptor) bool)
 
 // wireError is a place where a file stops being a protobuf message.
 type wireError struct {
-	offset    int64
-	truncated bool // the message is plausible up to the end of the file
-	what      string
+	offset int64
+	short  bool // because bytes are missing
+	what   string
 }
+
+// cutError is the place at which a model file was cut off.
+type cutError struct{ *wireError }
 
 func (e *wireError) Error() string { return fmt.Sprintf("byte %d: %s", e.offset, e.what) }
 
@@ -135,23 +140,23 @@ type decoder struct {
 func (d *decoder) model() (*onnxpb.ModelProto, error) {
 	m := &onnxpb.ModelProto{}
 	fields := m.ProtoReflect().Descriptor().Fields()
-	hasGraph, graphNum := false, fields.ByName("graph").Number()
+	hasGraph := false
 	// A first look at the top level alone: it refuses text, other formats and cut files before a length that is no
 	// length is believed.
-	known := true
 	for at := int64(0); at < d.in.size; {
 		f, err := d.in.field(at, d.in.size, 0)
+		fd := fields.ByNumber(f.num)
+		var broken *wireError
+		if errors.As(err, &broken) && broken.short && at > 0 && fd != nil && wireType(fd) == f.typ {
+			return nil, &cutError{broken}
+		}
 		if err != nil {
-			var we *wireError
-			if errors.As(err, &we) {
-				we.truncated = we.truncated && known && at > 0
-			}
 			return nil, err
 		}
-		if fd := fields.ByNumber(f.num); fd == nil || wireType(fd) != f.typ {
-			known = false
+		if fd != nil && wireType(fd) != f.typ {
+			return nil, &wireError{offset: at, what: fmt.Sprintf("field %d, %s, has wire type %d", f.num, fd.Name(), f.typ)}
 		}
-		hasGraph = hasGraph || f.num == graphNum && f.typ == protowire.BytesType
+		hasGraph = hasGraph || fd != nil && fd.Name() == "graph"
 		at = f.end
 	}
 	if !hasGraph {
@@ -196,10 +201,13 @@ func (d *decoder) message(msg protoreflect.Message, start, end int64, depth int)
 		}
 		at = f.end
 		if fd := find(through, f.num); fd != nil && f.typ == protowire.BytesType {
-			child := msg.NewField(fd)
-			if fd.IsList() {
+			var child protoreflect.Value
+			switch {
+			case fd.IsList():
 				child = msg.Mutable(fd).List().AppendMutable()
-			} else {
+			case msg.Has(fd): // to be merged, says protobuf, but no writer does that
+				return &wireError{offset: f.start, what: fmt.Sprintf("the field %s is there twice", fd.Name())}
+			default:
 				child = msg.Mutable(fd)
 			}
 			if err := d.message(child.Message(), f.value, f.end, depth+1); err != nil {
@@ -337,7 +345,7 @@ func (w *window) field(at, end int64, depth int) (field, error) {
 	head = head[:min(int64(len(head)), end-at)]
 	num, typ, n := protowire.ConsumeTag(head)
 	if n < 0 {
-		return field{}, w.broken(at, end, n, "a field tag")
+		return field{}, w.broken(at, n, "a field tag")
 	}
 	f := field{num: num, typ: typ, start: at, value: at + int64(n)}
 	rest := head[n:]
@@ -345,7 +353,7 @@ func (w *window) field(at, end int64, depth int) (field, error) {
 	case protowire.VarintType:
 		_, n := protowire.ConsumeVarint(rest)
 		if n < 0 {
-			return f, w.broken(at, end, n, fmt.Sprintf("field %d", num))
+			return f, w.broken(at, n, fmt.Sprintf("field %d", num))
 		}
 		f.end = f.value + int64(n)
 	case protowire.Fixed32Type:
@@ -355,12 +363,12 @@ func (w *window) field(at, end int64, depth int) (field, error) {
 	case protowire.BytesType:
 		size, n := protowire.ConsumeVarint(rest)
 		if n < 0 {
-			return f, w.broken(at, end, n, fmt.Sprintf("the length of field %d", num))
+			return f, w.broken(at, n, fmt.Sprintf("the length of field %d", num))
 		}
 		f.value += int64(n)
 		if size > uint64(end-f.value) {
 			what := fmt.Sprintf("field %d is %d bytes long, but %d are left", num, size, end-f.value)
-			return f, &wireError{offset: at, truncated: end == w.size, what: what}
+			return f, &wireError{offset: at, short: true, what: what}
 		}
 		f.end = f.value + int64(size)
 	case protowire.StartGroupType:
@@ -370,7 +378,7 @@ func (w *window) field(at, end int64, depth int) (field, error) {
 		return f, &wireError{offset: at, what: fmt.Sprintf("field %d has wire type %d", num, typ)}
 	}
 	if f.end > end {
-		return f, w.broken(at, end, -1, fmt.Sprintf("field %d", num))
+		return f, w.broken(at, -1, fmt.Sprintf("field %d", num))
 	}
 	return f, nil
 }
@@ -398,13 +406,13 @@ func (w *window) group(f field, end int64, depth int) (int64, error) {
 		}
 		at = inner.end
 	}
-	return 0, w.broken(f.start, end, -1, fmt.Sprintf("group %d", f.num))
+	return 0, w.broken(f.start, -1, fmt.Sprintf("group %d", f.num))
 }
 
 // broken turns a negative count of protowire into an error; -1 is its code for input that ends too early.
-func (w *window) broken(at, end int64, code int, what string) error {
+func (w *window) broken(at int64, code int, what string) error {
 	if code == -1 {
-		return &wireError{offset: at, truncated: end == w.size, what: what + " is cut off"}
+		return &wireError{offset: at, short: true, what: what + " is cut off"}
 	}
 	return &wireError{offset: at, what: what + " is not valid"}
 }
