@@ -9,9 +9,9 @@ import (
 // Facts is what is known of a graph's values without running it: element types, shapes, and the elements of small
 // tensors. It describes the graph as it was when Infer ran and is not changed afterwards.
 //
-// Facts hold for every run that the operators accept and in which no dimension is negative. One thing more is taken for
-// granted, because no exporter's graph means anything without it: a Slice that takes or drops a single element of a
-// symbolic dimension finds that element.
+// Facts hold for every run that the operators accept. Two things more are taken for granted of a Slice, without which an
+// exporter's graph means nothing: that it finds the element where it takes or drops a single one of a symbolic dimension,
+// and that a computed bound does not lie beyond a table of fixed size, such as a causal mask of the longest sequence.
 type Facts struct {
 	of map[*Value]*fact
 

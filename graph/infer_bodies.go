@@ -55,7 +55,11 @@ func scan(c *call) {
 	body := c.bodyNamed("body")
 	scanned := c.Int("num_scan_inputs", 0)
 	states := int64(len(c.In)) - scanned
-	if body == nil || scanned < 0 || states < 0 {
+	// Before opset 9 everything has a batch dimension more, which no exporter in use writes.
+	if body == nil || scanned < 0 || states < 0 || c.Graph.Model.Opset("") < 9 {
+		for _, b := range c.bodies() {
+			c.f.body(b, nil)
+		}
 		return
 	}
 	inAxes, _ := c.Ints("scan_input_axes")

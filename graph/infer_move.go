@@ -545,17 +545,20 @@ func (f *Facts) span(start, end, dim Dim, step int64) span {
 // stop resolves one bound of a Slice with a positive step.
 func (f *Facts) stop(at, dim Dim) Dim {
 	n, constant := at.Const()
+	_, table := dim.Const()
+	// A computed bound of a fixed table, and the first and last element, are there (see Facts).
+	granted := table && !constant || constant && n >= -1 && n <= 1
 	switch up, ok := f.upper(at); {
 	case constant && n >= math.MaxInt32 || f.atMost(dim, at):
 		return dim
 	case constant && n <= math.MinInt32:
 		return Int(0)
 	case ok && up <= 0 && !(constant && n == 0):
-		if at = at.Add(dim); constant && n == -1 {
+		if at = at.Add(dim); granted {
 			return at
 		}
 		return f.max(at, Int(0))
-	case constant && n <= 1:
+	case granted:
 		return at
 	}
 	return f.min(at, dim)

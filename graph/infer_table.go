@@ -55,7 +55,7 @@ var families = []family{
 	{ops: "Cast", rule: rule{elem: attrElem("to", always(onnxpb.TensorProto_UNDEFINED)), shape: shapeOf(0), fold: elementwise(1, castNumbers)}},
 	{ops: "CastLike", rule: rule{elem: elemOf(1), shape: shapeOf(0), fold: castLike}},
 	{ops: "Clip", rule: rule{shape: shapeOf(0), fold: elementwise(1, clipNumbers)}},
-	{ops: "Dropout", rule: rule{shape: shapeOf(0), fold: sameElements, rest: dropoutMask}},
+	{ops: "Dropout", rule: rule{shape: shapeOf(0), fold: dropoutElements, rest: dropoutMask}},
 	{ops: "Identity", rule: rule{shape: shapeOf(0), fold: sameElements}},
 
 	// Elementwise, several operands that broadcast.
@@ -233,6 +233,14 @@ func castLike(c *call, i int, shape []int64) ([]number, bool) {
 	node.In = node.In[:1]
 	one.Node = &node
 	return elementwise(1, castNumbers)(&one, i, shape)
+}
+
+// dropoutElements passes elements on outside training.
+func dropoutElements(c *call, out int, shape []int64) ([]number, bool) {
+	if training, ok := c.ints(2); c.Input(2) != nil && !(ok && len(training) == 1 && training[0] == 0) || c.Attr("is_test") != nil {
+		return nil, false
+	}
+	return sameElements(c, out, shape)
 }
 
 func dropoutMask(c *call) {
