@@ -38,7 +38,7 @@ func node(op, name string, in, out []string, attrs ...*onnxpb.AttributeProto) *o
 	return &onnxpb.NodeProto{OpType: &op, Name: &name, Input: in, Output: out, Attribute: attrs}
 }
 
-func entry(k, v string) *onnxpb.StringStringEntryProto {
+func prop(k, v string) *onnxpb.StringStringEntryProto {
 	return &onnxpb.StringStringEntryProto{Key: &k, Value: &v}
 }
 
@@ -76,7 +76,7 @@ func richModel() *onnxpb.ModelProto {
 	m := smallModel(rawTensor("w", 700, 1))
 	m.ProducerName, m.ProducerVersion, m.Domain = proto.String("test"), proto.String(""), proto.String("org.example")
 	m.ModelVersion, m.DocString = proto.Int64(0), proto.String("doc")
-	m.MetadataProps = []*onnxpb.StringStringEntryProto{entry("b", "2"), entry("a", "")}
+	m.MetadataProps = []*onnxpb.StringStringEntryProto{prop("b", "2"), prop("a", "")}
 	m.OpsetImport = append(m.OpsetImport, &onnxpb.OperatorSetIdProto{Domain: proto.String("org.example"), Version: proto.Int64(1)})
 	m.Configuration = []*onnxpb.DeviceConfigurationProto{{Name: proto.String("two"), NumDevices: proto.Int32(2), Device: []string{"a", "b"}}}
 	unknown(m)
@@ -84,9 +84,9 @@ func richModel() *onnxpb.ModelProto {
 	g := m.Graph
 	unknown(g)
 	g.DocString = proto.String("a graph")
-	g.MetadataProps = []*onnxpb.StringStringEntryProto{entry("k", "v")}
+	g.MetadataProps = []*onnxpb.StringStringEntryProto{prop("k", "v")}
 	g.QuantizationAnnotation = []*onnxpb.TensorAnnotation{{TensorName: proto.String("w"),
-		QuantParameterTensorNames: []*onnxpb.StringStringEntryProto{entry("SCALE_TENSOR", "scale")}}}
+		QuantParameterTensorNames: []*onnxpb.StringStringEntryProto{prop("SCALE_TENSOR", "scale")}}}
 	typed := func(name string, t onnxpb.TensorProto_DataType, n int) *onnxpb.TensorProto {
 		return &onnxpb.TensorProto{Name: &name, DataType: proto.Int32(int32(t)), Dims: []int64{int64(n)}}
 	}
@@ -103,7 +103,7 @@ func richModel() *onnxpb.ModelProto {
 	words := typed("words", onnxpb.TensorProto_STRING, 2)
 	words.StringData = [][]byte{[]byte("a"), {}}
 	doc := rawTensor("documented", 300, 9)
-	doc.DocString, doc.MetadataProps = proto.String("behind the data"), []*onnxpb.StringStringEntryProto{entry("x", "y")}
+	doc.DocString, doc.MetadataProps = proto.String("behind the data"), []*onnxpb.StringStringEntryProto{prop("x", "y")}
 	unknown(doc)
 	g.Initializer = append(g.Initializer, floats, halves, longs, words, doc, rawTensor("tiny", 1, 3), rawTensor("asInput", 600, 4))
 	g.Input = append(g.Input, floatInfo("asInput", 600), floatInfo("cond"))
@@ -138,7 +138,7 @@ func richModel() *onnxpb.ModelProto {
 	}
 	branch := node("If", "branch", []string{"cond"}, []string{"z", ""}, graphAttr("then_branch", then), graphAttr("else_branch", els))
 	branch.DocString, branch.Domain = proto.String("explicit empty domain"), proto.String("")
-	branch.MetadataProps = []*onnxpb.StringStringEntryProto{entry("namespace", "root")}
+	branch.MetadataProps = []*onnxpb.StringStringEntryProto{prop("namespace", "root")}
 	branch.DeviceConfigurations = []*onnxpb.NodeDeviceConfigurationProto{{ConfigurationId: proto.String("two"), PipelineStage: proto.Int32(0)}}
 	unknown(branch)
 	call := node("Twice", "call", []string{"z", "", "floats"}, []string{"twice"})
@@ -172,12 +172,12 @@ func richModel() *onnxpb.ModelProto {
 			node("Constant", "", nil, []string{"k"}, tensorAttr("value", rawTensor("", 900, 2))),
 			node("Add", "", []string{"a", "k"}, []string{"o"}, &onnxpb.AttributeProto{Name: proto.String("alpha"), RefAttrName: proto.String("alpha"), Type: onnxpb.AttributeProto_FLOAT.Enum()}),
 		},
-		ValueInfo: []*onnxpb.ValueInfoProto{floatInfo("k", 900)}, MetadataProps: []*onnxpb.StringStringEntryProto{entry("from", "test")},
+		ValueInfo: []*onnxpb.ValueInfoProto{floatInfo("k", 900)}, MetadataProps: []*onnxpb.StringStringEntryProto{prop("from", "test")},
 	}}
 	m.TrainingInfo = []*onnxpb.TrainingInfoProto{{Algorithm: &onnxpb.GraphProto{
 		Name: proto.String("step"), Initializer: []*onnxpb.TensorProto{rawTensor("lr", 400, 0)},
 		Node: []*onnxpb.NodeProto{node("Identity", "", []string{"lr"}, []string{"lr1"})},
-	}, UpdateBinding: []*onnxpb.StringStringEntryProto{entry("w", "w1")}}}
+	}, UpdateBinding: []*onnxpb.StringStringEntryProto{prop("w", "w1")}}}
 	return m
 }
 
@@ -491,7 +491,7 @@ func TestTypesFollowTheirValues(t *testing.T) {
 	pb := m.assemble().Graph
 	var got []string
 	for _, vi := range append(slices.Clone(pb.Output), pb.ValueInfo...) {
-		got = append(got, vi.GetName()+" "+shapeOf(vi))
+		got = append(got, vi.GetName()+" "+dimsOf(vi))
 	}
 	want := []string{"y n", "end 9", "x ", "twice k", "nobody ", "end 9", "w 700", "y m", "cond ", "floats 500"}
 	if !slices.Equal(got, want) {
@@ -499,7 +499,7 @@ func TestTypesFollowTheirValues(t *testing.T) {
 	}
 }
 
-func shapeOf(vi *onnxpb.ValueInfoProto) string {
+func dimsOf(vi *onnxpb.ValueInfoProto) string {
 	var dims []string
 	for _, d := range vi.GetType().GetTensorType().GetShape().GetDim() {
 		dims = append(dims, strings.TrimSpace(d.GetDimParam()))
