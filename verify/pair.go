@@ -1,0 +1,478 @@
+// Package verify runs pairs of models in ONNX Runtime on the same inputs and measures how far they are apart. It keeps
+// two questions separate: whether a rewrite is exact (the rewritten model against its tied reference, the original graph
+// with fused weights: equal up to rounding) and what the compression costs (the rewritten model against the original:
+// drift).
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"onnx-dha/ort"
+	"onnx-dha/rewrite"
+)
+
+// Request says which models to compare, and how.
+type Request struct {
+	Original, Rewritten string // paths
+	// Tied is the path of the tied reference; empty when there is none, and then only drift is measured.
+	Tied string
+	// Caches are the cache tensors that have fewer heads in the rewritten model.
+	Caches []rewrite.CacheChange
+	// Cases to run once each; nil for DefaultCases of the original.
+	Cases []Case
+	// Steps of decoding after a prefill; 0 for 20, negative for none. Models that are no decoders have none.
+	Steps int
+	// Prompt is the number of tokens of the prefill; 0 for 8.
+	Prompt int
+	// Text holds token ids that prompts and inputs are cut from; nil for random tokens.
+	Text []int64
+	Seed uint64
+	// Exact and Drift judge the two comparisons; nil for Exact() and DefaultDrift().
+	Exact, Drift *Tolerance
+	Sizes        map[string]int         // see Case
+	Feeds        map[string]*ort.Tensor // see Case
+	Session      ort.Options
+	// Progress, when not nil, is told after each piece of work how much is done.
+	Progress func(done, total int, what string)
+}
+
+// Steps and prompt length when a request names none.
+const (
+	DefaultSteps  = 20
+	DefaultPrompt = 8
+)
+
+// Run compares the models of a request. An error means that the comparison could not be made; what the comparison
+// found, failures included, is in the report.
+func Run(ctx context.Context, q Request) (*Report, error) {
+	r, err := newPairRun(q)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	var decodes []decodeCase
+	if q.Steps >= 0 {
+		decodes = r.decodeCases()
+	}
+	cases := q.Cases
+	if cases == nil {
+		cases = DefaultCases(r.original.Signature)
+	}
+	total, done := len(cases)+len(decodes), 0
+	tick := func(what string) {
+		done++
+		if q.Progress != nil {
+			q.Progress(done, total, what)
+		}
+	}
+	for _, c := range cases {
+		if err := r.single(ctx, c); err != nil {
+			return nil, err
+		}
+		tick(c.Name)
+	}
+	for _, d := range decodes {
+		if err := r.decode(ctx, d); err != nil {
+			return nil, err
+		}
+		tick(d.name)
+	}
+	return r.report()
+}
+
+// pairRun is one comparison under way.
+type pairRun struct {
+	Request
+	original, rewritten *Model
+	tied                *Model // nil without a reference
+	maps                headMaps
+	exact, drift        *section
+	notes               []string
+}
+
+func newPairRun(q Request) (r *pairRun, err error) {
+	r = &pairRun{Request: q, maps: mapsByName(q.Caches)}
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	exact, drift := q.Exact, q.Drift
+	if exact == nil {
+		t := Exact()
+		exact = &t
+	}
+	if drift == nil {
+		t := DefaultDrift()
+		drift = &t
+	}
+	if err := errors.Join(exact.Check(), drift.Check()); err != nil {
+		return nil, err
+	}
+	if r.original, err = Open(q.Original, q.Session); err != nil {
+		return nil, fmt.Errorf("original: %w", err)
+	}
+	if r.rewritten, err = Open(q.Rewritten, q.Session); err != nil {
+		return nil, fmt.Errorf("rewritten: %w", err)
+	}
+	if err := sameInputs(r.original, r.rewritten); err != nil {
+		return nil, err
+	}
+	r.drift = &section{reference: r.original, tolerance: drift.For(r.original.Precision)}
+	if q.Tied == "" {
+		return r, nil
+	}
+	if r.tied, err = Open(q.Tied, q.Session); err != nil {
+		return nil, fmt.Errorf("tied reference: %w", err)
+	}
+	if err := sameInputs(r.tied, r.rewritten); err != nil {
+		return nil, err
+	}
+	r.exact = &section{reference: r.tied, tolerance: exact.For(r.original.Precision)}
+	return r, nil
+}
+
+func (r *pairRun) close() {
+	for _, m := range []*Model{r.original, r.rewritten, r.tied} {
+		if m != nil {
+			m.Close()
+		}
+	}
+}
+
+// sameInputs verifies that two models can be fed the same.
+func sameInputs(a, b *Model) error {
+	for _, pair := range [][2]*Model{{a, b}, {b, a}} {
+		for _, in := range pair[0].Inputs {
+			other := pair[1].input(in.Name)
+			if other == nil {
+				return fmt.Errorf("model %q has an input %q that model %q lacks; its inputs are %v", pair[0].Path, in.Name, pair[1].Path, pair[1].inputNames())
+			}
+			if other.DType != in.DType || len(other.Dims) != len(in.Dims) {
+				return fmt.Errorf("input %q is %v with %d axes in model %q and %v with %d in model %q",
+					in.Name, in.DType, len(in.Dims), pair[0].Path, other.DType, len(other.Dims), pair[1].Path)
+			}
+		}
+	}
+	return nil
+}
+
+// prompt cuts n tokens for each of count sequences out of the request's text, or draws them.
+func (r *pairRun) prompt(count, n int, name string) [][]int64 {
+	in := r.original.input(r.original.Tokens)
+	if in == nil {
+		return nil
+	}
+	rows := cmp.Or(in.Rows, defaultVocabulary)
+	rng := rand.New(rand.NewPCG(r.Seed, uint64(count*1000+n)))
+	out := make([][]int64, count)
+	for b := range out {
+		out[b] = make([]int64, n)
+		start := 0
+		if spare := len(r.Text) - n; spare > 0 {
+			start = rng.IntN(spare)
+		}
+		for i := range out[b] {
+			if len(r.Text) > 0 {
+				out[b][i] = r.Text[(start+i)%len(r.Text)]
+			} else {
+				out[b][i] = rng.Int64N(rows)
+			}
+		}
+	}
+	return out
+}
+
+// single runs one case once.
+func (r *pairRun) single(ctx context.Context, c Case) error {
+	c = r.original.settle(c)
+	c.Sizes, c.Feeds = merge(r.Sizes, c.Sizes), merge(r.Feeds, c.Feeds)
+	b := batch{Case: c, seed: r.Seed}
+	if r.Text != nil {
+		b.tokens = r.prompt(c.Batch, c.Seq, c.Name)
+	}
+	if c.Padding {
+		b.real = padding(c.Batch, c.Past+c.Seq)
+	}
+	// Caches of the compressed size are made first; the others' hold copies of these heads.
+	in, err := r.rewritten.feed(b, nil)
+	if err != nil {
+		return fmt.Errorf("case %s, model %q: %w", c.Name, r.Rewritten, err)
+	}
+	expanded := map[string]*ort.Tensor{}
+	for _, cache := range r.rewritten.Inputs {
+		if _, ok := r.maps[cache.Name]; ok {
+			if expanded[cache.Name], err = r.maps.expand(cache.Name, in[cache.Name]); err != nil {
+				return err
+			}
+		}
+	}
+	// Without a cache to start from both models see the same. Invented keys and values that all heads of a group share
+	// say nothing about the drift of the model, whose heads would differ.
+	drifts := c.Past == 0 || len(r.maps) == 0
+	if r.exact == nil && !drifts {
+		return nil
+	}
+	got, err := r.rewritten.session.Run(ctx, in)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	failure := err
+	for _, s := range []*section{r.exact, r.drift} {
+		if s == nil || s == r.drift && !drifts {
+			continue
+		}
+		refIn, err := s.reference.feed(b, expanded)
+		if err != nil {
+			return fmt.Errorf("case %s, model %q: %w", c.Name, s.reference.Path, err)
+		}
+		ref, err := s.reference.session.Run(ctx, refIn)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			r.note("case %s is left out: %v", c.Name, err)
+			return nil
+		}
+		if failure != nil {
+			s.fail(c.Name, failure)
+			continue
+		}
+		r.compare(s, c.Name, ref, got, newest(b.real, c.Seq))
+	}
+	return nil
+}
+
+func merge[V any](base, over map[string]V) map[string]V {
+	out := map[string]V{}
+	for k, v := range base {
+		out[k] = v
+	}
+	for k, v := range over {
+		out[k] = v
+	}
+	return out
+}
+
+// newest returns the last n columns.
+func newest(real [][]bool, n int) [][]bool {
+	if real == nil {
+		return nil
+	}
+	out := make([][]bool, len(real))
+	for b, row := range real {
+		out[b] = row[len(row)-n:]
+	}
+	return out
+}
+
+func (r *pairRun) note(format string, args ...any) {
+	n := fmt.Sprintf(format, args...)
+	if !slices.Contains(r.notes, n) {
+		r.notes = append(r.notes, n)
+	}
+}
+
+// compare adds the outputs of one run to the lines of a section. The exactness of a rewrite covers everything; drift
+// leaves out padding, whose values nobody reads, and the caches, whose heads are not the original's.
+func (r *pairRun) compare(s *section, name string, ref, got map[string]*ort.Tensor, real [][]bool) {
+	for _, output := range s.reference.Outputs {
+		if ref[output] == nil {
+			continue
+		}
+		cache := s.reference.isPresent(output)
+		if cache && s == r.drift && len(r.maps) > 0 {
+			continue
+		}
+		l := s.line(name, output, s.reference.Logits == output, cache)
+		l.steps++
+		t, ok := got[output]
+		if !ok {
+			l.err = fmt.Sprintf("the rewritten model has no output %q", output)
+			continue
+		}
+		t, err := r.maps.expand(output, t)
+		if err == nil {
+			keep := real
+			if s == r.exact {
+				keep = nil
+			}
+			err = l.meter.Add(ref[output], t, keep)
+		}
+		if err != nil {
+			l.err = err.Error()
+		}
+	}
+}
+
+// decodeCase is a prefill and the steps after it.
+type decodeCase struct {
+	name          string
+	batch, prompt int
+	padded        bool
+	steps         int
+}
+
+func (r *pairRun) decodeCases() []decodeCase {
+	m := r.original
+	if !m.IsDecoder() {
+		return nil
+	}
+	if n, ok := m.fixed[Past]; ok {
+		r.note("no decode: the model's cache has a fixed length of %d", n)
+		return nil
+	}
+	steps, prompt := cmp.Or(r.Steps, DefaultSteps), cmp.Or(r.Prompt, DefaultPrompt)
+	for _, in := range m.Inputs {
+		if in.Role == Positions && in.Rows > 0 && int64(prompt+steps) > in.Rows {
+			r.note("decode is cut short: the model has %d positions", in.Rows)
+			prompt = min(prompt, int(in.Rows)-1)
+			steps = int(in.Rows) - prompt
+		}
+	}
+	var out []decodeCase
+	for _, n := range []int{1, 2} {
+		if b, ok := m.fixed[Batch]; ok && b != n {
+			continue
+		}
+		d := decodeCase{batch: n, prompt: prompt, steps: steps, padded: n > 1 && m.pads() && prompt > 1}
+		d.name = fmt.Sprintf("decode B%d S%d+%d", n, prompt, steps)
+		if d.padded {
+			d.name += " padded"
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// decode runs a prefill and then single steps, all models on the tokens that the original finds most likely, each with
+// its own cache.
+func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
+	tokens := r.prompt(c.batch, c.prompt, c.name)
+	var real [][]bool
+	if c.padded {
+		real = padding(c.batch, c.prompt)
+		// A short sequence stands at the end of its row.
+		for b := range tokens {
+			copy(tokens[b][b:], slices.Clone(tokens[b]))
+		}
+	}
+	decoders := map[*Model]*Decoder{}
+	fixed, err := r.fixedInputs(c.batch)
+	if err != nil {
+		return err
+	}
+	for _, m := range []*Model{r.original, r.rewritten, r.tied} {
+		if m == nil {
+			continue
+		}
+		d, err := m.NewDecoder(c.batch, r.Seed, fixed[m])
+		if err != nil {
+			return err
+		}
+		d.sizes = r.Sizes
+		decoders[m] = d
+	}
+	for step := 0; step <= c.steps; step++ {
+		out := map[*Model]map[string]*ort.Tensor{}
+		for _, m := range []*Model{r.original, r.tied, r.rewritten} {
+			if m == nil {
+				continue
+			}
+			o, err := decoders[m].Step(ctx, tokens, real)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case err != nil && m != r.rewritten:
+				r.note("%s ends before step %d: %v", c.name, step, err)
+				return nil
+			case err != nil:
+				for _, s := range []*section{r.exact, r.drift} {
+					if s != nil {
+						s.fail(c.name, fmt.Errorf("step %d: %w", step, err))
+					}
+				}
+				return nil
+			}
+			out[m] = o
+		}
+		for _, s := range []*section{r.exact, r.drift} {
+			if s == nil {
+				continue
+			}
+			ref := out[s.reference]
+			if !s.reference.grows() {
+				// Without a cache a step repeats the earlier ones; the new tokens' scores are all that is new.
+				ref = map[string]*ort.Tensor{s.reference.Logits: ref[s.reference.Logits]}
+			}
+			r.compare(s, c.name, ref, out[r.rewritten], real)
+		}
+		t, err := next(out[r.original][r.original.Logits])
+		if err != nil {
+			return fmt.Errorf("model %q: %w", r.Original, err)
+		}
+		tokens = make([][]int64, len(t))
+		for b := range t {
+			tokens[b] = []int64{t[b]}
+		}
+		real = nil
+	}
+	return nil
+}
+
+// fixedInputs makes, for each model, the inputs that stay the same through a decode and whose heads must be mapped:
+// the keys and values of a cross attention. Everything else is generated alike by each model's decoder.
+func (r *pairRun) fixedInputs(n int) (map[*Model]map[string]*ort.Tensor, error) {
+	out := map[*Model]map[string]*ort.Tensor{}
+	for _, m := range []*Model{r.original, r.rewritten, r.tied} {
+		if m != nil {
+			out[m] = merge(r.Feeds, nil)
+		}
+	}
+	in, err := r.rewritten.feed(batch{Case: r.rewritten.settle(Case{Name: "decode", Batch: n, Seq: 1, Sizes: r.Sizes, Feeds: r.Feeds}), seed: r.Seed}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("model %q: %w", r.Rewritten, err)
+	}
+	for _, i := range r.rewritten.Inputs {
+		if _, mapped := r.maps[i.Name]; !mapped {
+			continue
+		}
+		if c := r.rewritten.cacheOf(i.Name); c != nil && c.Grows {
+			continue
+		}
+		expanded, err := r.maps.expand(i.Name, in[i.Name])
+		if err != nil {
+			return nil, err
+		}
+		for m, given := range out {
+			given[i.Name] = expanded
+			if m == r.rewritten {
+				given[i.Name] = in[i.Name]
+			}
+		}
+	}
+	return out, nil
+}
+
+// report gathers what was found.
+func (r *pairRun) report() (*Report, error) {
+	rep := &Report{
+		Original: filepath.Base(r.Original), Rewritten: filepath.Base(r.Rewritten),
+		Runtime: ort.Version(), Provider: cmp.Or(r.Session.Provider, "cpu"), Seed: r.Seed, Notes: r.notes,
+	}
+	if r.exact != nil {
+		rep.Exact = r.exact.result("tied reference")
+	}
+	rep.Drift = r.drift.result("original")
+	if len(rep.Drift.Lines) == 0 && (rep.Exact == nil || len(rep.Exact.Lines) == 0) {
+		return nil, fmt.Errorf("nothing could be compared: %s", cmp.Or(strings.Join(r.notes, "; "), "no case was given"))
+	}
+	return rep, nil
+}
