@@ -19,6 +19,9 @@ type elementType struct {
 	put     func(float64) (uint64, bool) // float64 to bits; nil when not offered
 }
 
+// ElementBits returns the bits that one element of type t takes in raw data, 0 for types that have none (strings).
+func ElementBits(t onnxpb.TensorProto_DataType) int { return elementTypes[t].bits }
+
 func (e elementType) numeric() bool { return e.integer != nil || e.float != nil }
 
 func (e elementType) float64(x uint64) float64 {
