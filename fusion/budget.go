@@ -3,6 +3,7 @@ package fusion
 import (
 	"fmt"
 
+	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 )
 
@@ -11,21 +12,25 @@ type Target func(b *attention.Block) (key, value int, err error)
 
 // HeadCounts is the target of the same numbers everywhere; 0 keeps the heads of that side, as does a number that a block
 // does not exceed anyway.
-func HeadCounts(key, value int) Target {
-	return func(b *attention.Block) (int, int, error) {
-		counts := [2]int{key, value}
-		for i, what := range []string{"key", "value"} {
-			switch n := counts[i]; {
+func HeadCounts(keyHeads, valueHeads int) Target {
+	return func(b *attention.Block) (key, value int, err error) {
+		key, value = keyHeads, valueHeads
+		for _, side := range []struct {
+			what string
+			n    *int
+			have int
+		}{{"key", &key, b.KVHeads}, {"value", &value, b.ValueHeads}} {
+			switch n := *side.n; {
 			case n < 0:
-				return 0, 0, fmt.Errorf("%d %s heads; want at least 1", n, what)
-			case n == 0 || n >= b.KVHeads:
-				counts[i] = b.KVHeads
-			case b.KVHeads%n != 0:
-				return 0, 0, fmt.Errorf("the %d KV heads of block %q do not make %d equal groups of %s heads; want one of %s",
-					b.KVHeads, b.Name, n, what, divisors(b.KVHeads))
+				return 0, 0, fmt.Errorf("%d %s heads; want at least 1", n, side.what)
+			case n == 0 || n >= side.have:
+				*side.n = side.have
+			case side.have%n != 0:
+				return 0, 0, fmt.Errorf("the %d %s heads of block %q do not make %d equal groups; want one of %s",
+					side.have, side.what, b.Name, n, divisors(side.have))
 			}
 		}
-		return counts[0], counts[1], nil
+		return key, value, nil
 	}
 }
 
@@ -38,10 +43,10 @@ func CacheShare(fraction float64) Target {
 			return 0, 0, fmt.Errorf("a share of %g of the cache; want more than 0 and at most 1", fraction)
 		}
 		size := func(k, v int) int { return k*b.HeadDim + v*b.ValueDim }
-		whole := size(b.KVHeads, b.KVHeads)
+		whole := size(b.KVHeads, b.ValueHeads)
 		for k := b.KVHeads; k >= 1; k-- {
-			for v := b.KVHeads; v >= 1; v-- {
-				if b.KVHeads%k != 0 || b.KVHeads%v != 0 || float64(size(k, v)) > fraction*float64(whole) {
+			for v := b.ValueHeads; v >= 1; v-- {
+				if b.KVHeads%k != 0 || b.ValueHeads%v != 0 || float64(size(k, v)) > fraction*float64(whole) {
 					continue
 				}
 				used, best := size(k, v), size(key, value)
@@ -56,6 +61,22 @@ func CacheShare(fraction float64) Target {
 		}
 		return key, value, nil
 	}
+}
+
+// CacheBytes returns the bytes that one position of one sequence takes in the cache of a block with the given numbers
+// of key and value heads. The element type is that of the block's cache, or of its projected keys and values when the
+// graph has none; what has no known type counts as nothing.
+func CacheBytes(b *attention.Block, facts *graph.Facts, keyHeads, valueHeads int) int64 {
+	side := func(p *attention.Path, c *attention.Cache, channels int) int64 {
+		stored := p.Projection.Output
+		if c != nil && c.Past != nil {
+			stored = c.Past
+		} else if c != nil && c.Present != nil {
+			stored = c.Present
+		}
+		return int64(channels) * int64(graph.ElementBits(facts.Elem(stored))) / 8
+	}
+	return side(b.Key, b.KeyCache, keyHeads*b.HeadDim) + side(b.Value, b.ValCache, valueHeads*b.ValueDim)
 }
 
 func abs(x int) int { return max(x, -x) }

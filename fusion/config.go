@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+
+	"onnx-dha/internal/suggest"
 )
 
 // Version is the version of the configuration format that this package reads and writes.
@@ -40,7 +41,7 @@ type Config struct {
 	Lowering    Lowering // empty means Auto
 	Weights     string   // file with learned tensors beside the configuration; empty fuses by Heads.Weights
 	Layers      []Layer
-	Verify      Tolerances
+	Verify      Limits // of the drift that verify accepts
 
 	// Comment is written as # lines at the top; Parse leaves it empty.
 	Comment string
@@ -72,16 +73,31 @@ type Heads struct {
 	rowAt    []pos   // of each row of Weights
 }
 
-// Tolerances bound the drift of a rewritten model against the original; nil leaves a measure unbounded.
-type Tolerances struct {
-	KL     *float64 // mean KL(original‖rewritten) of the next-token distributions, nats, at most
-	Top1   *float64 // fraction of positions with the same most likely token, at least
-	Top5   *float64 // mean overlap of the five most likely tokens, at least
-	Cosine *float64 // cosine similarity of the outputs, at least
-	// Exact is the largest error of the rewritten model against the tied reference, relative to the output's scale,
-	// that counts as rounding; nil lets verify choose by element type.
-	Exact *float64
+// Limits bound the drift of a rewritten model against the original, by metric. A metric that is absent is
+// unbounded; nil, where the configuration says nothing, leaves the choice to verify.
+type Limits map[string]float64
+
+// Metric is a measure of drift that a configuration can bound, with the range of sensible bounds.
+type Metric struct {
+	Name   string
+	AtMost bool // whether the bound is an upper one
+	lo, hi float64
 }
+
+// Metrics lists the measures of drift, by the names that verify prints.
+var Metrics = []Metric{
+	{"kl", true, 0, unbounded},
+	{"kl_max", true, 0, unbounded},
+	{"top1", false, 0, 1},
+	{"top5", false, 0, 1},
+	{"cosine", false, -1, 1},
+	{"sqnr_db", false, -unbounded, unbounded},
+	{"max_abs", true, 0, unbounded},
+	{"max_rel", true, 0, unbounded},
+	{"mean_abs", true, 0, unbounded},
+}
+
+const unbounded = math.MaxFloat64
 
 // Load reads a configuration file.
 func Load(path string) (*Config, error) {
@@ -104,7 +120,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parse(filepath.Base(path), data)
+	return Parse(path, data)
 }
 
 // Parse decodes a configuration strictly: an unknown or repeated key, a value of the wrong type and a group that
@@ -135,7 +151,7 @@ func (c *Config) check() error {
 	}
 	if c.Lowering != "" && !slices.Contains(Lowerings, c.Lowering) {
 		return c.src.errorf(c.src.key("lowering"), "unknown lowering %q%s; want one of %s", c.Lowering,
-			didYouMean(string(c.Lowering), names(Lowerings)), strings.Join(names(Lowerings), ", "))
+			suggest.DidYouMean(string(c.Lowering), names(Lowerings)), strings.Join(names(Lowerings), ", "))
 	}
 	if c.Fingerprint != "" && !isFingerprint(c.Fingerprint) {
 		return c.src.errorf(c.src.key("model.fingerprint"), "fingerprint %q; want sha256: and 64 hexadecimal digits", shorten(c.Fingerprint))
@@ -238,34 +254,25 @@ func (h *Heads) check(src *source, what string) error {
 	return nil
 }
 
-// bound is a tolerance with its range, for checking and encoding.
-type bound struct {
-	name   string
-	value  *float64
-	lo, hi float64
-}
-
-func (t *Tolerances) bounds() []bound {
-	inf := math.MaxFloat64
-	return []bound{
-		{"kl", t.KL, 0, inf},
-		{"top1", t.Top1, 0, 1},
-		{"top5", t.Top5, 0, 1},
-		{"cosine", t.Cosine, -1, 1},
-		{"exact", t.Exact, 0, inf},
+func (l Limits) check(src *source) error {
+	for name := range l {
+		if !slices.ContainsFunc(Metrics, func(m Metric) bool { return m.Name == name }) {
+			return src.errorf(src.key("verify"), "verify: unknown metric %q", shorten(name))
+		}
 	}
-}
-
-func (t *Tolerances) check(src *source) error {
-	for _, b := range t.bounds() {
-		if b.value == nil || *b.value >= b.lo && *b.value <= b.hi {
+	for _, m := range Metrics {
+		bound, ok := l[m.Name]
+		if !ok || bound >= m.lo && bound <= m.hi {
 			continue
 		}
-		want := fmt.Sprintf("between %g and %g", b.lo, b.hi)
-		if b.hi == math.MaxFloat64 {
-			want = fmt.Sprintf("%g or more", b.lo)
+		want := fmt.Sprintf("between %g and %g", m.lo, m.hi)
+		switch {
+		case m.lo == -unbounded:
+			want = "a finite number"
+		case m.hi == unbounded:
+			want = fmt.Sprintf("%g or more", m.lo)
 		}
-		return src.errorf(src.key("verify."+b.name), "verify.%s is %g; want %s", b.name, *b.value, want)
+		return src.errorf(src.key("verify."+m.Name), "verify.%s is %g; want %s", m.Name, bound, want)
 	}
 	return nil
 }
@@ -286,8 +293,8 @@ func (c *Config) Hash() string {
 		Version                                int
 		Fingerprint, Method, Lowering, Weights string
 		Layers                                 []layer
-		Verify                                 []*float64
-	}{Version: c.Version, Fingerprint: c.Fingerprint, Method: c.Method, Lowering: string(c.lowering()), Weights: c.Weights}
+		Verify                                 map[string]float64 // keys are sorted when encoded
+	}{Version: c.Version, Fingerprint: c.Fingerprint, Method: c.Method, Lowering: string(c.lowering()), Weights: c.Weights, Verify: c.Verify}
 	for _, l := range c.Layers {
 		out := layer{Block: l.Block}
 		if k := l.Key; k != nil {
@@ -299,9 +306,6 @@ func (c *Config) Hash() string {
 		canonical.Layers = append(canonical.Layers, out)
 	}
 	slices.SortFunc(canonical.Layers, func(a, b layer) int { return strings.Compare(a.Block, b.Block) })
-	for _, b := range c.Verify.bounds() {
-		canonical.Verify = append(canonical.Verify, b.value)
-	}
 	data, err := json.Marshal(canonical)
 	if err != nil {
 		panic("fusion: " + err.Error()) // only a number that check refuses cannot be encoded

@@ -13,6 +13,8 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"onnx-dha/internal/suggest"
 )
 
 // The decoder walks the syntax tree instead of filling structs by reflection, because every number needs its place: that
@@ -49,6 +51,7 @@ var configFields = []field[Config]{
 		return nil
 	}},
 	{"verify", false, func(s *source, c *Config, n ast.Node) error {
+		c.Verify = Limits{}
 		return mapping(s, "verify", n, verifyFields, &c.Verify)
 	}},
 }
@@ -77,13 +80,20 @@ var headsFields = []field[Heads]{
 	}},
 }
 
-var verifyFields = []field[Tolerances]{
-	{"kl", false, tolerance(func(t *Tolerances) **float64 { return &t.KL })},
-	{"top1", false, tolerance(func(t *Tolerances) **float64 { return &t.Top1 })},
-	{"top5", false, tolerance(func(t *Tolerances) **float64 { return &t.Top5 })},
-	{"cosine", false, tolerance(func(t *Tolerances) **float64 { return &t.Cosine })},
-	{"exact", false, tolerance(func(t *Tolerances) **float64 { return &t.Exact })},
-}
+var verifyFields = func() []field[Limits] {
+	var fields []field[Limits]
+	for _, m := range Metrics {
+		fields = append(fields, field[Limits]{m.Name, false, func(s *source, l *Limits, n ast.Node) error {
+			x, err := number(s, n, "verify."+m.Name)
+			if err != nil {
+				return err
+			}
+			(*l)[m.Name] = x
+			return nil
+		}})
+	}
+	return fields
+}()
 
 // text makes the setter of a string field.
 func text[T any, S ~string](f func(*T) *S) func(*source, *T, ast.Node) error {
@@ -96,17 +106,6 @@ func text[T any, S ~string](f func(*T) *S) func(*source, *T, ast.Node) error {
 			return s.errorf(at(n), "the string is not valid UTF-8")
 		}
 		*f(dst) = S(str.Value)
-		return nil
-	}
-}
-
-func tolerance(f func(*Tolerances) **float64) func(*source, *Tolerances, ast.Node) error {
-	return func(s *source, t *Tolerances, n ast.Node) error {
-		x, err := number(s, n, "a tolerance")
-		if err != nil {
-			return err
-		}
-		*f(t) = &x
 		return nil
 	}
 }
@@ -237,7 +236,7 @@ func mapping[T any](s *source, what string, n ast.Node, fields []field[T], dst *
 			if what != "" {
 				in = " in " + what
 			}
-			return s.errorf(at(e.Key), "unknown key %q%s%s; known here: %s", shorten(key), in, strings.TrimSuffix(didYouMean(key, known), "?"), list(fields))
+			return s.errorf(at(e.Key), "unknown key %q%s%s; known here: %s", shorten(key), in, strings.TrimSuffix(suggest.DidYouMean(key, known), "?"), list(fields))
 		}
 		if seen[key] {
 			return s.errorf(at(e.Key), "key %q is given twice", key)

@@ -28,14 +28,21 @@ func Draft(blocks []*attention.Block, target Target) (*Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		before, after := b.KVHeads*(b.HeadDim+b.ValueDim), key*b.HeadDim+value*b.ValueDim
+		before, after := b.KVHeads*b.HeadDim+b.ValueHeads*b.ValueDim, key*b.HeadDim+value*b.ValueDim
 		c.Layers = append(c.Layers, Layer{
 			Block: b.Name,
 			Key:   &Heads{Groups: Adjacent(b.KVHeads, key).Groups},
-			Value: &Heads{Groups: Adjacent(b.KVHeads, value).Groups},
-			Comment: fmt.Sprintf("%d query heads on %d KV heads of %d channels; %d key and %d value heads keep %.3g %% of the cache",
-				b.Heads, b.KVHeads, b.HeadDim, key, value, 100*float64(after)/float64(before)),
+			Value: &Heads{Groups: Adjacent(b.ValueHeads, value).Groups},
+			Comment: fmt.Sprintf("%d query heads on %s; %d key and %d value heads keep %.3g %% of the cache",
+				b.Heads, kvHeads(b), key, value, 100*float64(after)/float64(before)),
 		})
 	}
 	return c, nil
+}
+
+func kvHeads(b *attention.Block) string {
+	if b.KVHeads == b.ValueHeads && b.HeadDim == b.ValueDim {
+		return fmt.Sprintf("%d KV heads of %d channels", b.KVHeads, b.HeadDim)
+	}
+	return fmt.Sprintf("%d key heads of %d channels and %d value heads of %d", b.KVHeads, b.HeadDim, b.ValueHeads, b.ValueDim)
 }

@@ -26,14 +26,16 @@ func model(seed float32, packed bool, names ...string) []*attention.Block {
 	out := blocks(8, names...)
 	for _, b := range out {
 		if packed {
-			qkv := &attention.Projection{Weight: tensor("qkv", 6, 18), Bias: tensor("b", 18)}
-			b.Query, b.Key, b.Value = qkv, qkv, qkv
+			qkv := &attention.Projection{Weight: tensor("qkv", 6, 18), GemmBias: tensor("b", 18)}
+			b.Query, b.Key, b.Value = &attention.Path{Projection: qkv}, &attention.Path{Projection: qkv}, &attention.Path{Projection: qkv}
 		} else {
-			b.Query = &attention.Projection{Weight: tensor("q", 6, 6)}
-			b.Key = &attention.Projection{Weight: tensor("k", 6, 6)}
-			b.Value = &attention.Projection{Weight: tensor("v", 6, 6), Bias: tensor("vb", 6)}
+			path := func(name string) *attention.Path {
+				return &attention.Path{Projection: &attention.Projection{Weight: tensor(name, 6, 6)}}
+			}
+			b.Query, b.Key, b.Value = path("q"), path("k"), path("v")
+			b.Value.Biases = []attention.Side{{Value: tensor("vb", 6)}}
 		}
-		b.Output = &attention.Projection{Weight: tensor("o", 6, 6)}
+		b.Output = &attention.Output{Projection: &attention.Projection{Weight: tensor("o", 6, 6)}}
 	}
 	return out
 }
@@ -61,12 +63,12 @@ func TestFingerprint(t *testing.T) {
 		"packed":       model(1, true, "a", "b", "c"),
 		"one value": func() []*attention.Block {
 			b := model(1, false, "a", "b", "c")
-			b[2].Value.Bias.Init.Proto.RawData[0]++
+			b[2].Value.Biases[0].Value.Init.Proto.RawData[0]++
 			return b
 		}(),
 		"a shape": func() []*attention.Block {
 			b := model(1, false, "a", "b", "c")
-			b[1].Key.Weight.Init.Proto.Dims = []int64{4, 9}
+			b[1].Key.Projection.Weight.Init.Proto.Dims = []int64{4, 9}
 			return b
 		}(),
 		"no output": func() []*attention.Block {
@@ -87,7 +89,7 @@ func TestFingerprint(t *testing.T) {
 		seen[f] = what
 	}
 	broken := model(1, false, "a", "b")
-	broken[1].Key.Weight = &graph.Value{Name: "x"}
+	broken[1].Key.Projection.Weight = &graph.Value{Name: "x"}
 	if _, err := Fingerprint(broken); err == nil || !strings.Contains(err.Error(), `block "b": "x" is not a constant`) {
 		t.Errorf("a computed weight: %v", err)
 	}
@@ -127,7 +129,7 @@ func TestCheckModel(t *testing.T) {
 
 func TestDraft(t *testing.T) {
 	m := model(1, false, "a", "b")
-	m[1].KVHeads = 2
+	m[1].KVHeads, m[1].ValueHeads = 2, 2
 	c, err := Draft(m, HeadCounts(4, 1))
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +153,7 @@ func TestDraft(t *testing.T) {
 
 func TestTargets(t *testing.T) {
 	block := func(kv, d, dv int) *attention.Block {
-		return &attention.Block{Name: "a", Heads: 8, KVHeads: kv, HeadDim: d, ValueDim: dv}
+		return &attention.Block{Name: "a", Heads: 8, KVHeads: kv, ValueHeads: kv, HeadDim: d, ValueDim: dv}
 	}
 	for _, tc := range []struct {
 		target     Target
@@ -162,8 +164,8 @@ func TestTargets(t *testing.T) {
 		{HeadCounts(4, 2), block(8, 16, 16), 4, 2, ""},
 		{HeadCounts(0, 2), block(8, 16, 16), 8, 2, ""},
 		{HeadCounts(4, 0), block(2, 16, 16), 2, 2, ""},
-		{HeadCounts(4, 2), block(6, 16, 16), 0, 0, `the 6 KV heads of block "a" do not make 4 equal groups of key heads; want one of 1, 2, 3, 6`},
-		{HeadCounts(2, 4), block(6, 16, 16), 0, 0, `do not make 4 equal groups of value heads`},
+		{HeadCounts(4, 2), block(6, 16, 16), 0, 0, `the 6 key heads of block "a" do not make 4 equal groups; want one of 1, 2, 3, 6`},
+		{HeadCounts(2, 4), block(6, 16, 16), 0, 0, `the 6 value heads of block "a" do not make 4 equal groups`},
 		{HeadCounts(-1, 1), block(6, 16, 16), 0, 0, `-1 key heads; want at least 1`},
 		{CacheShare(0.5), block(8, 16, 16), 4, 4, ""},
 		{CacheShare(0.7), block(8, 16, 16), 8, 2, ""}, // 10 of 16 heads; (4, 4) uses less

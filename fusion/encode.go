@@ -39,14 +39,14 @@ func (c *Config) Marshal() ([]byte, error) {
 			fmt.Fprintf(&b, "    %-6s %s\n", side.name+":", side.heads.encode())
 		}
 	}
-	var tolerances []string
-	for _, t := range c.Verify.bounds() {
-		if t.value != nil {
-			tolerances = append(tolerances, fmt.Sprintf("%s: %s", t.name, decimal(*t.value)))
+	var limits []string
+	for _, m := range Metrics {
+		if bound, ok := c.Verify[m.Name]; ok {
+			limits = append(limits, m.Name+": "+decimal(bound))
 		}
 	}
-	if tolerances != nil {
-		fmt.Fprintf(&b, "verify: {%s}\n", strings.Join(tolerances, ", "))
+	if c.Verify != nil {
+		fmt.Fprintf(&b, "verify: {%s}\n", strings.Join(limits, ", "))
 	}
 	if b.Len() > maxSize {
 		return nil, &Error{Msg: tooLarge(int64(b.Len()))}

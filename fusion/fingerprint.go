@@ -58,19 +58,34 @@ func Fingerprint(blocks []*attention.Block) (string, error) {
 func digest(b *attention.Block) ([]byte, error) {
 	h := sha256.New()
 	seen := map[*graph.Value]bool{}
-	for role, p := range []*attention.Projection{b.Query, b.Key, b.Value, b.Output} {
-		if p == nil {
-			continue
-		}
-		for part, v := range []*graph.Value{p.Weight, p.Bias} {
+	add := func(role string, values ...*graph.Value) error {
+		for i, v := range values {
 			if v == nil || seen[v] {
 				continue
 			}
 			seen[v] = true
-			h.Write([]byte{byte(role), byte(part)})
+			fmt.Fprintf(h, "%s %d\n", role, i)
 			if err := digestTensor(h, v); err != nil {
-				return nil, fmt.Errorf("fingerprint of block %q: %w", b.Name, err)
+				return fmt.Errorf("fingerprint of block %q: %w", b.Name, err)
 			}
+		}
+		return nil
+	}
+	for _, side := range []struct {
+		role string
+		path *attention.Path
+	}{{"query", b.Query}, {"key", b.Key}, {"value", b.Value}} {
+		values := []*graph.Value{side.path.Projection.Weight, side.path.Projection.GemmBias}
+		for _, bias := range side.path.Biases {
+			values = append(values, bias.Value)
+		}
+		if err := add(side.role, values...); err != nil {
+			return nil, err
+		}
+	}
+	if o := b.Output; o != nil {
+		if err := add("output", o.Weight, o.GemmBias); err != nil {
+			return nil, err
 		}
 	}
 	return h.Sum(nil), nil

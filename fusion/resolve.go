@@ -5,10 +5,11 @@ import (
 	"strings"
 
 	"onnx-dha/graph/attention"
+	"onnx-dha/internal/suggest"
 )
 
 // Resolve turns the configuration into a plan for the blocks of a model. Every named block must exist and its groups
-// must partition the block's KV heads; a side that is not given stays as it is, a block that is not named is not in
+// must partition the block's key or value heads; a side that is not given stays as it is, a block that is not named is not in
 // the plan. The plan follows the order of blocks. Errors are of type *Error, at the place in the file where there is one.
 func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	if err := c.check(); err != nil {
@@ -31,9 +32,13 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 			continue
 		}
 		delete(layers, b.Name)
-		bp := BlockPlan{Block: b, Key: Identity(b.KVHeads), Value: Identity(b.KVHeads)}
+		bp := BlockPlan{Block: b, Key: Identity(b.KVHeads), Value: Identity(b.ValueHeads)}
 		for _, s := range l.sides() {
-			f, err := s.heads.resolve(c.src, s.name, b)
+			heads := b.KVHeads
+			if s.heads == l.Value {
+				heads = b.ValueHeads
+			}
+			f, err := s.heads.resolve(c.src, s.name, b.Name, heads)
 			if err != nil {
 				return nil, err
 			}
@@ -62,7 +67,7 @@ func (c *Config) unknownBlock(l *Layer, blocks []*attention.Block) error {
 	for _, b := range blocks {
 		all = append(all, b.Name)
 	}
-	near := didYouMean(l.Block, all)
+	near := suggest.DidYouMean(l.Block, all)
 	shown := strings.Join(all[:min(most, len(all))], ", ")
 	if len(all) > most {
 		shown += fmt.Sprintf(" and %d more", len(all)-most)
@@ -73,13 +78,13 @@ func (c *Config) unknownBlock(l *Layer, blocks []*attention.Block) error {
 	return c.src.errorf(l.at, "no attention block %q%s The model has %s", shorten(l.Block), near, shown)
 }
 
-// resolve checks the heads of one side against the block and fills in what the short forms leave out.
-func (h *Heads) resolve(src *source, what string, b *attention.Block) (Fusion, error) {
-	n := b.KVHeads
+// resolve checks one side of a layer against the n key or value heads of the block and fills in what the short forms
+// leave out.
+func (h *Heads) resolve(src *source, what, block string, n int) (Fusion, error) {
 	if h.Groups == nil {
 		if h.Count > n || n%h.Count != 0 {
-			return Fusion{}, src.errorf(h.at, "%s: %d groups of equal size cannot be made of the %d KV heads of block %q; want one of %s, or write the groups out",
-				what, h.Count, n, b.Name, divisors(n))
+			return Fusion{}, src.errorf(h.at, "%s: %d groups of equal size cannot be made of the %d %s heads of block %q; want one of %s, or write the groups out",
+				what, h.Count, n, what, block, divisors(n))
 		}
 		return Adjacent(n, h.Count), nil
 	}
@@ -87,7 +92,7 @@ func (h *Heads) resolve(src *source, what string, b *attention.Block) (Fusion, e
 	for g, heads := range h.Groups {
 		for j, head := range heads {
 			if head >= n {
-				return Fusion{}, src.errorf(place(h.headAt, g, j, h.at), "%s: head %d does not exist; block %q has KV heads 0 to %d", what, head, b.Name, n-1)
+				return Fusion{}, src.errorf(place(h.headAt, g, j, h.at), "%s: head %d does not exist; block %q has %s heads 0 to %d", what, head, block, what, n-1)
 			}
 			in[head] = true
 		}
@@ -103,8 +108,8 @@ func (h *Heads) resolve(src *source, what string, b *attention.Block) (Fusion, e
 		if len(missing) > 1 {
 			noun, verb = "heads", "are"
 		}
-		return Fusion{}, src.errorf(h.at, "%s: %s %s of block %q %s in no group; the groups must cover KV heads 0 to %d, each once",
-			what, noun, strings.Join(missing, ", "), b.Name, verb, n-1)
+		return Fusion{}, src.errorf(h.at, "%s: %s %s of block %q %s in no group; the groups must cover %s heads 0 to %d, each once",
+			what, noun, strings.Join(missing, ", "), block, verb, what, n-1)
 	}
 	if h.Weights == nil {
 		return Mean(h.Groups), nil

@@ -12,7 +12,7 @@ import (
 func blocks(kv int, names ...string) []*attention.Block {
 	var out []*attention.Block
 	for _, n := range names {
-		out = append(out, &attention.Block{Name: n, Heads: 8, KVHeads: kv, HeadDim: 4, ValueDim: 4})
+		out = append(out, &attention.Block{Name: n, Heads: 8, KVHeads: kv, ValueHeads: kv, HeadDim: 4, ValueDim: 4})
 	}
 	return out
 }
@@ -65,11 +65,11 @@ func TestResolveErrors(t *testing.T) {
 		{"near name", "version: 1\nlayers:\n  - block: h.0.atn\n    key: 2\n", `dha.yaml:3:5: no attention block "h.0.atn"; did you mean "h.0.attn"? The model has h.0.attn, h.1.attn`, nine[:2]},
 		{"far name", "version: 1\nlayers:\n  - block: encoder/layer_17\n    key: 2\n", `dha.yaml:3:5: no attention block "encoder/layer_17". The model has h.0.attn, h.1.attn, h.2.attn, h.3.attn, h.4.attn, h.5.attn, h.6.attn, h.7.attn and 1 more`, nine},
 		{"no blocks", layer("key: 2"), `dha.yaml:3:5: no attention block "h.0.attn": the model has no block that can be rewritten`, nil},
-		{"indivisible", layer("key: 3"), `dha.yaml:3:28: key: 3 groups of equal size cannot be made of the 4 KV heads of block "h.0.attn"; want one of 1, 2, 4, or write the groups out`, nine},
+		{"indivisible", layer("key: 3"), `dha.yaml:3:28: key: 3 groups of equal size cannot be made of the 4 key heads of block "h.0.attn"; want one of 1, 2, 4, or write the groups out`, nine},
 		{"too many", layer("value: 8"), `dha.yaml:3:30: value: 8 groups of equal size`, nine},
-		{"missing", layer("key: {groups: [[0, 1]]}"), `dha.yaml:3:28: key: heads 2, 3 of block "h.0.attn" are in no group; the groups must cover KV heads 0 to 3, each once`, nine},
+		{"missing", layer("key: {groups: [[0, 1]]}"), `dha.yaml:3:28: key: heads 2, 3 of block "h.0.attn" are in no group; the groups must cover key heads 0 to 3, each once`, nine},
 		{"one missing", layer("key: {groups: [[0, 3], [2]]}"), `dha.yaml:3:28: key: head 1 of block "h.0.attn" is in no group`, nine},
-		{"out of range", layer("value: {groups: [[0, 1, 2], [3, 4]]}"), `dha.yaml:3:55: value: head 4 does not exist; block "h.0.attn" has KV heads 0 to 3`, nine},
+		{"out of range", layer("value: {groups: [[0, 1, 2], [3, 4]]}"), `dha.yaml:3:55: value: head 4 does not exist; block "h.0.attn" has value heads 0 to 3`, nine},
 		{"lowering", "version: 1\nlowering: gqa\n", `dha.yaml:2:11: lowering "gqa" is not available in this version; use grouped or expand`, nine},
 		{"weights", "version: 1\nweights: dha.safetensors\n", `dha.yaml:2:10: weights: "dha.safetensors" cannot be used: learned tensors are read by a later version`, nine},
 	} {
@@ -89,7 +89,7 @@ func TestResolveErrors(t *testing.T) {
 	}
 	// Built in memory there are no places; the message stands alone.
 	built := &Config{Version: Version, Layers: []Layer{{Block: "h.0.attn", Key: &Heads{Groups: [][]int{{0, 9}}}}}}
-	if _, err := built.Resolve(nine); err == nil || err.Error() != `key: head 9 does not exist; block "h.0.attn" has KV heads 0 to 3` {
+	if _, err := built.Resolve(nine); err == nil || err.Error() != `key: head 9 does not exist; block "h.0.attn" has key heads 0 to 3` {
 		t.Errorf("built in memory: %v", err)
 	}
 }

@@ -1,9 +1,11 @@
-package fusion
+// Package suggest finds the word that a mistyped one was meant to be.
+package suggest
 
 import "fmt"
 
-// didYouMean returns `; did you mean "x"?` for the candidate nearest to s, or nothing when none is near.
-func didYouMean(s string, candidates []string) string {
+// DidYouMean returns `; did you mean "x"?` for the candidate nearest to s by edit distance, the first of equals, or
+// nothing when none is near.
+func DidYouMean(s string, candidates []string) string {
 	best, distance := "", max(2, len(s)/3)+1
 	for _, c := range candidates {
 		if d := editDistance(s, c, distance); d < distance {

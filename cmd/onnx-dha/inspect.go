@@ -1,0 +1,285 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+)
+
+func inspectCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "list a model's attention blocks",
+		ArgsUsage: "MODEL",
+		Description: "Finds every attention block and describes it: heads, position embedding, cache, weights, and the bytes\n" +
+			"that one token takes in the cache. What cannot be rewritten is listed with the place and the reason.",
+		CustomHelpTemplate: commandHelp(
+			"  onnx-dha inspect model.onnx\n" +
+				"  onnx-dha inspect model.onnx --json | jq '.blocks[].name'"),
+		Flags: common(reportOutput,
+			&cli.BoolFlag{Name: "why", Usage: "list the softmaxes that are no attention too, with the reason"}),
+		Action: inspect,
+	}
+}
+
+// inspection is what inspect says about a model.
+type inspection struct {
+	Model       string             `json:"model"`
+	IRVersion   int64              `json:"ir_version"`
+	Opset       int64              `json:"opset"`
+	Producer    string             `json:"producer,omitempty"`
+	Nodes       int                `json:"nodes"`
+	Parameters  int64              `json:"parameters"`
+	Rewritten   string             `json:"rewritten_by,omitempty"` // version of this program that rewrote the model
+	Blocks      []blockDescription `json:"blocks"`
+	KVBytes     int64              `json:"kv_bytes_per_token"`
+	Unsupported []unsupported      `json:"unsupported"`
+}
+
+type blockDescription struct {
+	Name       string       `json:"name"`
+	Kind       string       `json:"kind"`
+	Causal     bool         `json:"causal"`
+	Heads      int          `json:"heads"`
+	KeyHeads   int          `json:"key_heads"`
+	ValueHeads int          `json:"value_heads"`
+	HeadDim    int          `json:"head_dim"`
+	ValueDim   int          `json:"value_dim"`
+	Rotary     string       `json:"rotary"`
+	RotaryDims int          `json:"rotary_dims,omitempty"`
+	Mask       string       `json:"mask"`
+	Scale      *float64     `json:"scale"` // null when it is not a constant
+	KeyCache   *cacheNames  `json:"key_cache"`
+	ValueCache *cacheNames  `json:"value_cache"`
+	Query      weightPlace  `json:"query_weight"`
+	Key        weightPlace  `json:"key_weight"`
+	Value      weightPlace  `json:"value_weight"`
+	Output     *weightPlace `json:"output_weight"`
+	KVBytes    int64        `json:"kv_bytes_per_token"`
+}
+
+type cacheNames struct {
+	Past    string `json:"past,omitempty"`
+	Present string `json:"present,omitempty"`
+	Heads   int    `json:"heads"`
+}
+
+type weightPlace struct {
+	Tensor string  `json:"tensor"`
+	Type   string  `json:"type"`
+	Shape  []int64 `json:"shape"`
+	Packed bool    `json:"packed"` // shared with another projection of the block
+	Bias   bool    `json:"bias"`
+}
+
+type unsupported struct {
+	Node      string `json:"node"`
+	At        string `json:"at"`
+	Wire      string `json:"wire,omitempty"`
+	Why       string `json:"why"`
+	Attention bool   `json:"attention"`
+}
+
+func inspect(c *cli.Context) error {
+	args, err := arguments(c)
+	if err != nil {
+		return err
+	}
+	m, found, err := openModel(args[0])
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	d := describeModel(m, found, c.Bool("why"))
+	if err := emit(c, c.String("output"), d, func(w io.Writer, color bool) error { return d.print(w, color) }, args[0]); err != nil {
+		return err
+	}
+	return needBlocks(args[0], found)
+}
+
+func describeModel(m *graph.Model, found *attention.Report, all bool) *inspection {
+	d := &inspection{
+		Model: m.Path, IRVersion: m.Proto.GetIrVersion(), Opset: m.Opset(""), Producer: m.Proto.GetProducerName(),
+		Nodes: len(m.Graph.Nodes), Blocks: []blockDescription{}, Unsupported: []unsupported{},
+	}
+	if v := m.Proto.GetProducerVersion(); v != "" && d.Producer != "" {
+		d.Producer += " " + v
+	}
+	d.Rewritten, _ = m.Metadata("onnx-dha.version")
+	for _, v := range m.Graph.Inits {
+		d.Parameters += v.Init.Len()
+	}
+	for _, b := range found.Blocks {
+		row := describeBlock(b, found.Facts)
+		d.KVBytes += row.KVBytes
+		d.Blocks = append(d.Blocks, row)
+	}
+	for _, u := range found.Unsupported {
+		if u.Attention || all {
+			d.Unsupported = append(d.Unsupported, unsupported{nodeName(u.Node), nodeName(u.At), u.Wire, u.Why, u.Attention})
+		}
+	}
+	return d
+}
+
+// nodeName names a node; what lies in a function of the model has none.
+func nodeName(n *graph.Node) string {
+	if n == nil {
+		return ""
+	}
+	return n.String()
+}
+
+func describeBlock(b *attention.Block, facts *graph.Facts) blockDescription {
+	d := blockDescription{
+		Name: b.Name, Kind: string(b.Kind), Causal: b.Causal, Heads: b.Heads, KeyHeads: b.KVHeads, ValueHeads: b.ValueHeads,
+		HeadDim: b.HeadDim, ValueDim: b.ValueDim, Rotary: string(b.Rotary.Kind), RotaryDims: b.Rotary.Dims, Mask: string(b.Mask),
+		KeyCache: describeCache(b.KeyCache), ValueCache: describeCache(b.ValCache),
+		Query: describeWeight(b.Query, b.Key, b.Value), Key: describeWeight(b.Key, b.Query, b.Value), Value: describeWeight(b.Value, b.Query, b.Key),
+		KVBytes: cacheBytes(b, facts),
+	}
+	if !math.IsNaN(b.Scale) {
+		d.Scale = &b.Scale
+	}
+	if b.Output != nil {
+		o := tensorPlace(b.Output.Weight)
+		o.Bias = b.Output.GemmBias != nil
+		d.Output = &o
+	}
+	return d
+}
+
+// cacheBytes counts the heads that the cache has: more than the KV heads where the model caches repeated ones.
+func cacheBytes(b *attention.Block, facts *graph.Facts) int64 {
+	heads := func(c *attention.Cache, projected int) int {
+		if c != nil && c.Heads > 0 {
+			return c.Heads
+		}
+		return projected
+	}
+	return fusion.CacheBytes(b, facts, heads(b.KeyCache, b.KVHeads), heads(b.ValCache, b.ValueHeads))
+}
+
+func describeCache(c *attention.Cache) *cacheNames {
+	if c == nil {
+		return nil
+	}
+	d := &cacheNames{Heads: c.Heads}
+	if c.Past != nil {
+		d.Past = c.Past.Name
+	}
+	if c.Present != nil {
+		d.Present = c.Present.Name
+	}
+	return d
+}
+
+func describeWeight(p *attention.Path, others ...*attention.Path) weightPlace {
+	w := tensorPlace(p.Projection.Weight)
+	w.Bias = p.Projection.GemmBias != nil || len(p.Biases) > 0
+	for _, o := range others {
+		w.Packed = w.Packed || o.Projection.Weight == p.Projection.Weight
+	}
+	return w
+}
+
+func tensorPlace(v *graph.Value) weightPlace {
+	w := weightPlace{Tensor: v.Name, Shape: []int64{}}
+	if t := v.Const(); t != nil {
+		w.Type = strings.ToLower(t.DType().String())
+		w.Shape = append(w.Shape, t.Dims()...)
+	}
+	return w
+}
+
+func (d *inspection) print(w io.Writer, color bool) error {
+	fmt.Fprintf(w, "%s: opset %d", d.Model, d.Opset)
+	if d.Producer != "" {
+		fmt.Fprintf(w, ", from %s", d.Producer)
+	}
+	fmt.Fprintf(w, ", %s, %s parameters", plural(d.Nodes, "node"), count(d.Parameters))
+	if d.Rewritten != "" {
+		fmt.Fprintf(w, ", rewritten by %s %s", program, d.Rewritten)
+	}
+	fmt.Fprint(w, "\n")
+	if len(d.Blocks) > 0 {
+		t := newTable(color, table.Row{"block", "kind", "heads", "KV heads", "head dim", "rotary", "cache", "K weight", "V weight", "KV bytes/token"}, 3, 4, 5, 10)
+		for _, b := range d.Blocks {
+			kind := b.Kind
+			if b.Causal {
+				kind += ", causal"
+			}
+			rotary := b.Rotary
+			if b.RotaryDims > 0 && b.RotaryDims != b.HeadDim {
+				rotary = fmt.Sprintf("%s, %d of %d", rotary, b.RotaryDims, b.HeadDim)
+			}
+			t.AppendRow(table.Row{b.Name, kind, b.Heads, pair(b.KeyHeads, b.ValueHeads), pair(b.HeadDim, b.ValueDim), rotary, b.cache(), b.Key.String(), b.Value.String(), count(b.KVBytes)})
+		}
+		t.AppendFooter(table.Row{"total", "", "", "", "", "", "", "", "", count(d.KVBytes)})
+		fmt.Fprint(w, "\n", render(t))
+	}
+	if len(d.Unsupported) > 0 {
+		fmt.Fprint(w, "\nfound, but not supported:\n")
+	}
+	for _, u := range d.Unsupported {
+		at := ""
+		if u.At != u.Node {
+			at = ", stopped at " + u.At
+		}
+		wire := ""
+		if u.Wire != "" {
+			wire = fmt.Sprintf(" (value %q)", u.Wire)
+		}
+		kind := ""
+		if !u.Attention {
+			kind = ", no attention"
+		}
+		_, err := fmt.Fprintf(w, "  %s%s%s%s: %s\n", u.Node, kind, at, wire, u.Why)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pair writes a number for keys and one for values, or the one that both have.
+func pair(key, value int) string {
+	if key == value {
+		return fmt.Sprint(key)
+	}
+	return fmt.Sprintf("%d, %d", key, value)
+}
+
+func (b *blockDescription) cache() string {
+	side := func(c *cacheNames) string {
+		switch {
+		case c == nil:
+			return "none"
+		case c.Past == "":
+			return "out"
+		case c.Present == "":
+			return "in"
+		}
+		return "in, out"
+	}
+	k, v := side(b.KeyCache), side(b.ValueCache)
+	if k == v {
+		return k
+	}
+	return "K " + k + "; V " + v
+}
+
+func (w weightPlace) String() string {
+	if w.Packed {
+		return w.Tensor + " (packed)"
+	}
+	return w.Tensor
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+)
+
+// openModel loads a model and finds its attention blocks. The model must be closed.
+func openModel(path string) (*graph.Model, *attention.Report, error) {
+	m, err := graph.Load(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			var p *fs.PathError
+			if errors.As(err, &p) && p.Path == path {
+				return nil, nil, coded(exitUsage, err)
+			}
+		}
+		return nil, nil, coded(exitModel, err)
+	}
+	return m, attention.Find(m), nil
+}
+
+// needBlocks is the error of a model without a block that can be rewritten, with the reason when there is one.
+func needBlocks(path string, r *attention.Report) error {
+	if len(r.Blocks) > 0 {
+		return nil
+	}
+	for _, u := range r.Unsupported {
+		if u.Attention {
+			return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s: %s (onnx-dha inspect shows all)", path, u.Node, u.Why))
+		}
+	}
+	return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", path))
+}
+
+// forceable adds the way out to the error of a configuration that was made for another model.
+func forceable(err error) error {
+	var e *fusion.Error
+	if errors.Is(err, fusion.ErrOtherModel) && errors.As(err, &e) {
+		e.Msg += "; --force uses it all the same"
+		return err
+	}
+	return coded(exitModel, err)
+}
