@@ -148,6 +148,8 @@ func (t *Tensor) checkData() error {
 		return errors.New("its data is external, but the tensor belongs to no loaded model")
 	case s != nil:
 		have = s.length
+	case t.computed != nil:
+		have = t.computed.size
 	case t.Proto.RawData != nil:
 		have = int64(len(t.Proto.RawData))
 	}

@@ -9,9 +9,11 @@ import (
 // Facts is what is known of a graph's values without running it: element types, shapes, and the elements of small
 // tensors. It describes the graph as it was when Infer ran and is not changed afterwards.
 //
-// Facts hold for every run that the operators accept. Two things more are taken for granted of a Slice, without which an
-// exporter's graph means nothing: that it finds the element where it takes or drops a single one of a symbolic dimension,
-// and that a computed bound does not lie beyond a table of fixed size, such as a causal mask of the longest sequence.
+// Facts hold for every run that the operators accept, and for these readings, without which an exporter's graph means
+// nothing: where a Slice or Range takes or drops a single element of a symbolic dimension, the element is there; a
+// computed bound of a Slice does not lie beyond a table of fixed size, such as a causal mask of the longest sequence; and
+// an element that a Reshape takes for a dimension is one, although its symbol might stand for 0. Where two named
+// dimensions broadcast, one of them may be 1 and the result the other.
 type Facts struct {
 	of map[*Value]*fact
 
@@ -43,7 +45,7 @@ type Known struct {
 }
 
 const (
-	maxRank  = 32       // shapes of higher rank are not followed
+	maxRank  = 16       // shapes of higher rank are not followed
 	maxKnown = 64 << 10 // elements up to which Known reads constants
 	maxFold  = 4096     // elements up to which tensors are computed
 )

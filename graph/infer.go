@@ -8,8 +8,9 @@ import (
 
 // Limits that keep the facts of a hostile file small; real models stay far below them.
 const (
-	foldBudget  = 1 << 22 // elements, and products of polynomial terms, that one Infer computes
+	foldBudget  = 1 << 21 // elements, and products of polynomial terms, that one Infer reads and computes
 	maxInvented = 8       // elements up to which unknown integers become symbols
+	maxName     = 1024    // bytes of a dimension's name
 )
 
 // Infer collects the facts of g, which is a main graph, and of the bodies inside it. It never fails: what an operator
@@ -60,19 +61,19 @@ func (f *Facts) node(n *Node) {
 	}
 	for i, v := range n.Out {
 		if v != nil {
-			f.set(v, c.out[i], true)
+			f.set(v, c.out[i], n.Graph.Outer == nil)
 		}
 	}
 }
 
-// body infers the body of a control-flow node, whose inputs are known as in (shorter: not known).
+// body infers the body of a control-flow node, whose inputs are known as in (shorter: not known). Declared names say no
+// more in there than that a dimension varies: each iteration may bring another one.
 func (f *Facts) body(g *Graph, in []fact) {
 	for i, v := range g.Inputs {
 		var fa fact
 		if i < len(in) {
 			fa = in[i]
 		}
-		// A name says no more here than that the dimension varies: each iteration may bring another one.
 		f.set(v, fa, false)
 	}
 	f.nodes(g)
@@ -128,7 +129,7 @@ func (f *Facts) declared(d *onnxpb.TensorShapeProto_Dimension, names bool) Dim {
 			return Int(x.DimValue)
 		}
 	case *onnxpb.TensorShapeProto_Dimension_DimParam:
-		if names && x.DimParam != "" && !strings.HasPrefix(x.DimParam, "?") {
+		if names && x.DimParam != "" && len(x.DimParam) <= maxName && !strings.HasPrefix(x.DimParam, "?") {
 			return ParseDim(x.DimParam)
 		}
 	}
@@ -184,14 +185,14 @@ func (r rule) apply(c *call) {
 	if r.rest != nil {
 		r.rest(c)
 	}
-	if r.fold == nil {
+	if r.fold == nil || c.f.budget == 0 {
 		return
 	}
 	for i := range c.out {
 		fa := &c.out[i]
 		shape, ok := constants(fa.shape)
 		n, small := product(shape)
-		if !fa.ranked || !ok || !small || n > maxFold || !c.f.spend(n) {
+		if !fa.ranked || !ok || !small || n > maxFold {
 			continue
 		}
 		var nums []number // an empty tensor needs no folding

@@ -1,5 +1,7 @@
 package graph
 
+import "slices"
+
 // This file infers the operators with bodies. A body sees the facts of the graph around it.
 
 // branches infers both bodies of an If. Its outputs are those of the branch that is certain to be taken, or what the
@@ -147,7 +149,7 @@ func (f *Facts) agree(a, b fact) fact {
 			out.shape[i] = a.shape[i]
 		}
 	}
-	if k := a.known; k != nil && b.known != nil && len(k.Ints) == len(b.known.Ints) && k.Floats == nil && b.known.Floats == nil {
+	if k := a.known; k != nil && b.known != nil && slices.Equal(k.Shape, b.known.Shape) && k.Floats == nil && b.known.Floats == nil {
 		for i, d := range k.Ints {
 			if !d.Equal(b.known.Ints[i]) {
 				return out

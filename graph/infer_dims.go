@@ -221,8 +221,8 @@ func sameShape(a, b []Dim) ([]Dim, bool) {
 	return out, true
 }
 
-// broadcastDim returns the dimension that a and b broadcast to. Of two different symbols one is 1 or they are equal;
-// named ones are preferred, then the first.
+// broadcastDim returns the dimension that a and b broadcast to. They are equal or one of them is 1, hence the result is
+// the greater where that is certain; otherwise what has a name is preferred, then the first.
 func (f *Facts) broadcastDim(a, b Dim) Dim {
 	m, aConst := a.Const()
 	n, bConst := b.Const()
@@ -233,6 +233,10 @@ func (f *Facts) broadcastDim(a, b Dim) Dim {
 		return a
 	case aConst && bConst && m != n:
 		return f.newDim()
+	case !aConst && !bConst && f.atMost(a, b):
+		return b
+	case !aConst && !bConst && f.atMost(b, a):
+		return a
 	}
 	return same(a, b)
 }

@@ -98,6 +98,9 @@ func filledElements(c *call, _ int, shape []int64) ([]number, bool) {
 		}
 	}
 	n, _ := product(shape)
+	if !c.f.spend(n) {
+		return nil, false
+	}
 	return slices.Repeat([]number{x}, n), true
 }
 
@@ -151,7 +154,7 @@ func rangeShape(c *call) ([]Dim, bool) {
 
 func rangeElements(c *call, _ int, shape []int64) ([]number, bool) {
 	start, _, step, ok := c.rangeInputs()
-	if !ok || len(shape) != 1 {
+	if !ok || len(shape) != 1 || !c.f.spend(int(shape[0])) {
 		return nil, false
 	}
 	out := make([]number, shape[0])

@@ -137,7 +137,11 @@ func (c *call) numbers(i int) ([]number, []int64, bool) {
 	if !ok {
 		return nil, nil, false
 	}
-	nums := make([]number, len(k.Ints)+len(k.Floats))
+	n := len(k.Ints) + len(k.Floats)
+	if !c.f.spend(n) {
+		return nil, nil, false
+	}
+	nums := make([]number, n)
 	for j, x := range k.Floats {
 		nums[j] = realNumber(x)
 	}
@@ -171,11 +175,8 @@ func (c *call) foldable() bool {
 	return true
 }
 
-// spend takes n from what Infer may still compute.
+// spend takes n from what Infer may still compute; once it does not suffice nothing is folded any more.
 func (f *Facts) spend(n int) bool {
-	if f.budget < n {
-		return false
-	}
-	f.budget -= n
-	return true
+	f.budget = max(f.budget-n, 0)
+	return f.budget > 0
 }

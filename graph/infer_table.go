@@ -228,6 +228,9 @@ func anyElem(c *call) elemType {
 
 // castLike folds CastLike, whose second input gives its type only.
 func castLike(c *call, i int, shape []int64) ([]number, bool) {
+	if len(c.In) == 0 {
+		return nil, false
+	}
 	one := *c
 	node := *c.Node
 	node.In = node.In[:1]

@@ -34,7 +34,7 @@ func floatInfo(name string, dims ...any) *onnxpb.ValueInfoProto {
 	return &onnxpb.ValueInfoProto{Name: &name, Type: TensorType(onnxpb.TensorProto_FLOAT, dims...)}
 }
 
-func node(op, name string, in, out []string, attrs ...*onnxpb.AttributeProto) *onnxpb.NodeProto {
+func nodeProto(op, name string, in, out []string, attrs ...*onnxpb.AttributeProto) *onnxpb.NodeProto {
 	return &onnxpb.NodeProto{OpType: &op, Name: &name, Input: in, Output: out, Attribute: attrs}
 }
 
@@ -60,7 +60,7 @@ func smallModel(w *onnxpb.TensorProto) *onnxpb.ModelProto {
 			Input:       []*onnxpb.ValueInfoProto{floatInfo("x", "n")},
 			Output:      []*onnxpb.ValueInfoProto{floatInfo("y", "n")},
 			Initializer: []*onnxpb.TensorProto{w},
-			Node:        []*onnxpb.NodeProto{node("Add", "add", []string{"x", w.GetName()}, []string{"y"})},
+			Node:        []*onnxpb.NodeProto{nodeProto("Add", "add", []string{"x", w.GetName()}, []string{"y"})},
 		},
 	}
 }
@@ -120,7 +120,7 @@ func richModel() *onnxpb.ModelProto {
 		Name:        proto.String("inner"),
 		Initializer: []*onnxpb.TensorProto{rawTensor("innerW", 512, 6)},
 		Output:      []*onnxpb.ValueInfoProto{floatInfo("innerOut")},
-		Node:        []*onnxpb.NodeProto{node("Mul", "", []string{"y", "innerW"}, []string{"innerOut"})},
+		Node:        []*onnxpb.NodeProto{nodeProto("Mul", "", []string{"y", "innerW"}, []string{"innerOut"})},
 	}
 	then := &onnxpb.GraphProto{
 		Name:      proto.String("then"),
@@ -128,22 +128,22 @@ func richModel() *onnxpb.ModelProto {
 		Output:    []*onnxpb.ValueInfoProto{{Name: proto.String("thenOut")}},
 		ValueInfo: []*onnxpb.ValueInfoProto{floatInfo("thenOut", "n")},
 		Node: []*onnxpb.NodeProto{
-			node("Constant", "big", nil, []string{"c"}, tensorAttr("value", rawTensor("", 800, 7))),
-			node("If", "nested", []string{"cond"}, []string{"thenOut"}, graphAttr("then_branch", inner), graphAttr("else_branch", proto.Clone(inner).(*onnxpb.GraphProto))),
+			nodeProto("Constant", "big", nil, []string{"c"}, tensorAttr("value", rawTensor("", 800, 7))),
+			nodeProto("If", "nested", []string{"cond"}, []string{"thenOut"}, graphAttr("then_branch", inner), graphAttr("else_branch", proto.Clone(inner).(*onnxpb.GraphProto))),
 		},
 	}
 	els := &onnxpb.GraphProto{ // hands an outer value through
 		Output:      []*onnxpb.ValueInfoProto{{Name: proto.String("y")}},
 		Initializer: []*onnxpb.TensorProto{rawTensor("unused", 3, 0)},
 	}
-	branch := node("If", "branch", []string{"cond"}, []string{"z", ""}, graphAttr("then_branch", then), graphAttr("else_branch", els))
+	branch := nodeProto("If", "branch", []string{"cond"}, []string{"z", ""}, graphAttr("then_branch", then), graphAttr("else_branch", els))
 	branch.DocString, branch.Domain = proto.String("explicit empty domain"), proto.String("")
 	branch.MetadataProps = []*onnxpb.StringStringEntryProto{prop("namespace", "root")}
 	branch.DeviceConfigurations = []*onnxpb.NodeDeviceConfigurationProto{{ConfigurationId: proto.String("two"), PipelineStage: proto.Int32(0)}}
 	unknown(branch)
-	call := node("Twice", "call", []string{"z", "", "floats"}, []string{"twice"})
+	call := nodeProto("Twice", "call", []string{"z", "", "floats"}, []string{"twice"})
 	call.Domain, call.Overload = proto.String("org.example"), proto.String("f")
-	list := node("Bodies", "list", []string{"twice"}, []string{"end"}, &onnxpb.AttributeProto{
+	list := nodeProto("Bodies", "list", []string{"twice"}, []string{"end"}, &onnxpb.AttributeProto{
 		Name: proto.String("graphs"), Type: onnxpb.AttributeProto_GRAPHS.Enum(), Graphs: []*onnxpb.GraphProto{proto.Clone(inner).(*onnxpb.GraphProto), proto.Clone(els).(*onnxpb.GraphProto)},
 	}, &onnxpb.AttributeProto{
 		Name: proto.String("tensors"), Type: onnxpb.AttributeProto_TENSORS.Enum(), Tensors: []*onnxpb.TensorProto{rawTensor("t0", 2, 0), rawTensor("t1", 300, 0)},
@@ -169,14 +169,14 @@ func richModel() *onnxpb.ModelProto {
 		AttributeProto: []*onnxpb.AttributeProto{tensorAttr("def", rawTensor("default", 300, 8))},
 		OpsetImport:    []*onnxpb.OperatorSetIdProto{{Version: proto.Int64(17)}},
 		Node: []*onnxpb.NodeProto{
-			node("Constant", "", nil, []string{"k"}, tensorAttr("value", rawTensor("", 900, 2))),
-			node("Add", "", []string{"a", "k"}, []string{"o"}, &onnxpb.AttributeProto{Name: proto.String("alpha"), RefAttrName: proto.String("alpha"), Type: onnxpb.AttributeProto_FLOAT.Enum()}),
+			nodeProto("Constant", "", nil, []string{"k"}, tensorAttr("value", rawTensor("", 900, 2))),
+			nodeProto("Add", "", []string{"a", "k"}, []string{"o"}, &onnxpb.AttributeProto{Name: proto.String("alpha"), RefAttrName: proto.String("alpha"), Type: onnxpb.AttributeProto_FLOAT.Enum()}),
 		},
 		ValueInfo: []*onnxpb.ValueInfoProto{floatInfo("k", 900)}, MetadataProps: []*onnxpb.StringStringEntryProto{prop("from", "test")},
 	}}
 	m.TrainingInfo = []*onnxpb.TrainingInfoProto{{Algorithm: &onnxpb.GraphProto{
 		Name: proto.String("step"), Initializer: []*onnxpb.TensorProto{rawTensor("lr", 400, 0)},
-		Node: []*onnxpb.NodeProto{node("Identity", "", []string{"lr"}, []string{"lr1"})},
+		Node: []*onnxpb.NodeProto{nodeProto("Identity", "", []string{"lr"}, []string{"lr1"})},
 	}, UpdateBinding: []*onnxpb.StringStringEntryProto{prop("w", "w1")}}}
 	return m
 }
@@ -445,9 +445,9 @@ func TestHugeModelLoadsInLittleMemory(t *testing.T) {
 func TestUnsortedNodesAreSorted(t *testing.T) {
 	pb := smallModel(rawTensor("w", 2, 0))
 	pb.Graph.Node = []*onnxpb.NodeProto{
-		node("Relu", "last", []string{"b"}, []string{"y"}),
-		node("Neg", "first", []string{"x"}, []string{"a"}),
-		node("Add", "middle", []string{"a", "w"}, []string{"b"}),
+		nodeProto("Relu", "last", []string{"b"}, []string{"y"}),
+		nodeProto("Neg", "first", []string{"x"}, []string{"a"}),
+		nodeProto("Add", "middle", []string{"a", "w"}, []string{"b"}),
 	}
 	m, err := Read("m", serialise(t, pb))
 	if err != nil {
@@ -465,7 +465,7 @@ func TestUnsortedNodesAreSorted(t *testing.T) {
 func TestLastConstantOfANameCounts(t *testing.T) {
 	pb := smallModel(rawTensor("w", 1, 0))
 	constant := func(x int64) *onnxpb.NodeProto {
-		return node("Constant", "", nil, []string{"c"}, tensorAttr("value", NewTensor("", nil, []int64{x}).Proto))
+		return nodeProto("Constant", "", nil, []string{"c"}, tensorAttr("value", NewTensor("", nil, []int64{x}).Proto))
 	}
 	pb.Graph.Node = append(pb.Graph.Node, constant(12), constant(3), constant(2))
 	m, err := Read("m", serialise(t, pb))
@@ -524,7 +524,7 @@ func TestLoadErrors(t *testing.T) {
 			g := &onnxpb.GraphProto{Output: []*onnxpb.ValueInfoProto{floatInfo("x")}, Initializer: []*onnxpb.TensorProto{rawTensor("pad", 300, 0)}}
 			for range levels {
 				g = &onnxpb.GraphProto{
-					Node:   []*onnxpb.NodeProto{node("If", "deep", []string{"x"}, []string{"o"}, graphAttr("then_branch", g))},
+					Node:   []*onnxpb.NodeProto{nodeProto("If", "deep", []string{"x"}, []string{"o"}, graphAttr("then_branch", g))},
 					Output: []*onnxpb.ValueInfoProto{floatInfo("o")},
 				}
 			}
@@ -565,11 +565,11 @@ func TestLoadErrors(t *testing.T) {
 		{"undefined input", change(func(m *onnxpb.ModelProto) { m.Graph.Node[0].Input[0] = "nowhere" }), `node 0, Add "add": input 0, "nowhere": nothing produces it`},
 		{"undefined output", change(func(m *onnxpb.ModelProto) { m.Graph.Output[0].Name = proto.String("q") }), `graph output "q": nothing produces it`},
 		{"undefined in a body", change(func(m *onnxpb.ModelProto) {
-			body := &onnxpb.GraphProto{Node: []*onnxpb.NodeProto{node("Neg", "n", []string{"nowhere"}, []string{"o"})}}
-			m.Graph.Node = append(m.Graph.Node, node("If", "if", []string{"x"}, []string{"z"}, graphAttr("then_branch", body)))
+			body := &onnxpb.GraphProto{Node: []*onnxpb.NodeProto{nodeProto("Neg", "n", []string{"nowhere"}, []string{"o"})}}
+			m.Graph.Node = append(m.Graph.Node, nodeProto("If", "if", []string{"x"}, []string{"z"}, graphAttr("then_branch", body)))
 		}), `node 1, If "if": body "then_branch": node 0, Neg "n": input 0, "nowhere": nothing produces it`},
 		{"two nodes, one output", change(func(m *onnxpb.ModelProto) {
-			m.Graph.Node = append(m.Graph.Node, node("Neg", "again", []string{"x"}, []string{"y"}))
+			m.Graph.Node = append(m.Graph.Node, nodeProto("Neg", "again", []string{"x"}, []string{"y"}))
 		}), `node 1, Neg "again": value "y" is defined twice`},
 		{"two inputs", change(func(m *onnxpb.ModelProto) { m.Graph.Input = append(m.Graph.Input, floatInfo("x")) }), `graph input: value "x" is defined twice`},
 		{"two weights", change(func(m *onnxpb.ModelProto) { m.Graph.Initializer = append(m.Graph.Initializer, w) }), `initializer: value "w" is defined twice`},
@@ -578,14 +578,14 @@ func TestLoadErrors(t *testing.T) {
 		{"no operator", change(func(m *onnxpb.ModelProto) { m.Graph.Node[0].OpType = nil }), `node 0, "add", has no operator`},
 		{"bodies twice", change(func(m *onnxpb.ModelProto) {
 			a := graphAttr("then_branch", &onnxpb.GraphProto{})
-			m.Graph.Node = append(m.Graph.Node, node("If", "if", []string{"x"}, []string{"z"}, a, a))
+			m.Graph.Node = append(m.Graph.Node, nodeProto("If", "if", []string{"x"}, []string{"z"}, a, a))
 		}), `attribute "then_branch" is given twice`},
 		{"cycle", change(func(m *onnxpb.ModelProto) {
-			m.Graph.Node = append(m.Graph.Node, node("Neg", "a", []string{"q"}, []string{"p"}), node("Neg", "b", []string{"p"}, []string{"q"}))
+			m.Graph.Node = append(m.Graph.Node, nodeProto("Neg", "a", []string{"q"}, []string{"p"}), nodeProto("Neg", "b", []string{"p"}, []string{"q"}))
 		}), `the graph has a cycle through node Neg "a"`},
 		{"cycle through a body", change(func(m *onnxpb.ModelProto) {
 			body := &onnxpb.GraphProto{Output: []*onnxpb.ValueInfoProto{floatInfo("z")}}
-			m.Graph.Node = append(m.Graph.Node, node("If", "if", []string{"x"}, []string{"z"}, graphAttr("then_branch", body)))
+			m.Graph.Node = append(m.Graph.Node, nodeProto("If", "if", []string{"x"}, []string{"z"}, graphAttr("then_branch", body)))
 		}), `the graph has a cycle through node If "if"`},
 
 		{"negative dims", change(func(m *onnxpb.ModelProto) { m.Graph.Initializer[0].Dims = []int64{-1} }), `tensor "w": dims [-1]: a dimension is negative`},
@@ -604,10 +604,10 @@ func TestLoadErrors(t *testing.T) {
 			t.RawData, t.StringData, t.DataType = nil, [][]byte{[]byte("a")}, proto.Int32(8)
 		}), `dims [300] take 300 strings, but the data has 1`},
 		{"in a node", change(func(m *onnxpb.ModelProto) {
-			m.Graph.Node = append(m.Graph.Node, node("Constant", "c", nil, []string{"q"}, tensorAttr("value", &onnxpb.TensorProto{DataType: proto.Int32(1), RawData: []byte{1}})))
+			m.Graph.Node = append(m.Graph.Node, nodeProto("Constant", "c", nil, []string{"q"}, tensorAttr("value", &onnxpb.TensorProto{DataType: proto.Int32(1), RawData: []byte{1}})))
 		}), `Constant "c": unnamed tensor: dims [] of FLOAT take 4 bytes, but the data has 1`},
 		{"in a function", change(func(m *onnxpb.ModelProto) {
-			m.Functions = []*onnxpb.FunctionProto{{Name: proto.String("F"), Node: []*onnxpb.NodeProto{node("Constant", "", nil, []string{"q"}, tensorAttr("value", &onnxpb.TensorProto{Dims: []int64{-2}}))}}}
+			m.Functions = []*onnxpb.FunctionProto{{Name: proto.String("F"), Node: []*onnxpb.NodeProto{nodeProto("Constant", "", nil, []string{"q"}, tensorAttr("value", &onnxpb.TensorProto{Dims: []int64{-2}}))}}}
 		}), `function "F": Constant → "q": unnamed tensor: dims [-2]: a dimension is negative`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -200,6 +200,9 @@ func (t *Tensor) payload() (*source, int64) {
 	if s := t.part(rawData); s != nil {
 		return s, s.length
 	}
+	if t.computed != nil {
+		return nil, t.computed.size
+	}
 	if t.Proto.RawData != nil {
 		return nil, int64(len(t.Proto.RawData))
 	}
@@ -446,10 +449,11 @@ type encoding struct {
 	size   int64
 }
 
-// piece is bytes in memory or a range of a file.
+// piece is bytes in memory, a range of a file, or bytes that are made while writing.
 type piece struct {
-	mem []byte
-	src *source
+	mem  []byte
+	src  *source
+	make *computed
 }
 
 func (e *encoding) bytes(b []byte) {
@@ -555,7 +559,7 @@ func (s *saver) encodeTensor(t *onnxpb.TensorProto) (*encoding, error) {
 	lt := s.tensor(t)
 	p := s.placed[t]
 	big := len(t.RawData) >= lazyBytes
-	if p == nil && len(lt.parts) == 0 && !big {
+	if p == nil && len(lt.parts) == 0 && lt.computed == nil && !big {
 		return nil, nil
 	}
 	type data struct {
@@ -568,6 +572,9 @@ func (s *saver) encodeTensor(t *onnxpb.TensorProto) (*encoding, error) {
 	if p == nil {
 		for _, d := range lt.parts {
 			fields = append(fields, data{d.field, piece{src: &d.source}, d.length})
+		}
+		if lt.computed != nil {
+			fields = append(fields, data{rawData, piece{make: lt.computed}, lt.computed.size})
 		}
 		if big {
 			fields = append(fields, data{rawData, piece{mem: t.RawData}, int64(len(t.RawData))})
@@ -710,7 +717,14 @@ func (e *encoding) writeTo(f *os.File) error {
 	defer c.close()
 	for _, p := range e.pieces {
 		if p.src == nil {
-			if _, err := w.Write(p.mem); err != nil {
+			b := p.mem
+			if p.make != nil {
+				var err error
+				if b, err = p.make.bytes(); err != nil {
+					return err
+				}
+			}
+			if _, err := w.Write(b); err != nil {
 				return err
 			}
 			continue

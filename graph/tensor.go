@@ -18,6 +18,8 @@ type Tensor struct {
 	model *Model
 	parts []part // data fields whose bytes Proto does not hold
 	ext   *source
+
+	computed *computed // what makes the bytes when they are nowhere yet
 }
 
 // part is a data field of a tensor message that is still in the file, as serialised.
@@ -199,6 +201,9 @@ func (t *Tensor) rawBytes() ([]byte, error) {
 	}
 	if s := t.part(rawData); s != nil {
 		return s.bytes()
+	}
+	if t.computed != nil {
+		return t.computed.bytes()
 	}
 	return t.Proto.RawData, nil
 }

@@ -1,20 +1,25 @@
 // Package rewrite applies a fusion plan to a graph: fused projections, lowered attention cores, smaller caches.
 package rewrite
 
+import "onnx-dha/fusion"
+
 // Result says what a rewrite changed, for reports and for verify.
 type Result struct {
 	Blocks []BlockChange
 	Caches []CacheChange
-	// Parameters of the whole model (elements of all initializers) before and after.
+	// Elements of all floating-point weights of the model before and after.
 	ParamsBefore, ParamsAfter int64
 	NodesBefore, NodesAfter   int
 }
 
 // BlockChange is one rewritten block.
 type BlockChange struct {
-	Block                       string
-	Heads, KVHeads              int
-	KeyHeads, ValueHeads        int   // after
+	Block    string
+	Lowering fusion.Lowering // what the block was lowered to; expand where the form asked for does not fit
+	Heads    int             // query heads
+	// Key and value heads before (KVHeads, ValueHeadsBefore) and after.
+	KVHeads, ValueHeadsBefore   int
+	KeyHeads, ValueHeads        int
 	KVBytesBefore, KVBytesAfter int64 // bytes of cache per token
 }
 

@@ -6,19 +6,20 @@ import "onnx-dha/graph"
 
 // Block is one attention block, softmax(Q·Kᵀ·scale + mask)·V, described from its projections to its output.
 type Block struct {
-	Name    string
-	Kind    Kind
-	Causal  bool // a query does not see later positions, as far as the mask's construction tells
-	Heads   int  // query heads
-	KVHeads int  // key/value heads that are projected and cached
-	HeadDim int  // channels of one query or key head
-	// ValueDim is the number of channels of one value head (HeadDim in almost every model).
-	ValueDim int
-	// KVOf maps a query head to the key/value head it reads.
-	KVOf []int
+	Name   string
+	Kind   Kind
+	Causal bool // a query does not see later positions, as far as the mask's construction tells
+	Heads  int  // query heads
+	// KVHeads is the number of key heads that are projected and cached; ValueHeads that of value heads (equal in every
+	// model but a decoupled one).
+	KVHeads, ValueHeads int
+	HeadDim             int // channels of one query or key head
+	ValueDim            int // channels of one value head
+	// KeyOf and ValueOf map a query head to the key and value head it reads.
+	KeyOf, ValueOf []int
 
-	Query, Key, Value *Projection
-	Output            *Projection // nil when something other than a projection follows
+	Query, Key, Value *Path
+	Output            *Output // nil when something other than a projection follows
 
 	Rotary   Rotary
 	Scale    float64 // factor on Q·Kᵀ wherever the graph applies it; NaN when it is not a constant
@@ -27,6 +28,10 @@ type Block struct {
 	ValCache *Cache
 
 	QK, Softmax, PV *graph.Node
+	// Scores are the wires between the two products on which the query heads lie on an axis, with that axis.
+	Scores map[*graph.Value]Layout
+	// PerHead are inputs between the two products that differ from head to head: relative position bias, ALiBi slopes.
+	PerHead []Side
 }
 
 // Kind says where keys and values come from.
@@ -57,25 +62,105 @@ const (
 // Mask says how positions are hidden from the softmax.
 type Mask string
 
-// Masks.
+// Masks: none, a sum with a large negative number, a selection.
 const (
 	NoMask   Mask = "none"
 	AddMask  Mask = "add"
 	WhereMsk Mask = "where"
 )
 
-// Projection is a MatMul, Gemm or similar with a constant weight.
+// Projection is a MatMul or Gemm with a constant weight.
 type Projection struct {
 	Node   *graph.Node
-	Weight *graph.Value
-	Bias   *graph.Value // nil without a bias
+	Input  *graph.Value // the activations
+	Output *graph.Value
+	// Weight is the initializer or Constant output behind the weight operand; Axis is its column axis (output features)
+	// and Operand the node and input that read it, which is not the MatMul when a Transpose or Cast lies between.
+	Weight  *graph.Value
+	Axis    int
+	Reader  *graph.Node
+	Operand int
+	Columns int // output features
+	// GemmBias is the C operand of a Gemm, nil without one.
+	GemmBias *graph.Value
 }
 
-// Cache is the pair of graph input and output through which a caller passes keys or values from step to step.
+// Path is the way from a projection to an operand of one of the products.
+type Path struct {
+	Projection *Projection
+	// Columns[h][c] is the column of the projection's output that becomes channel c of head h. A packed projection has
+	// columns that belong to none.
+	Columns [][]int
+	Operand *graph.Value // where the path ends
+	Nodes   []*graph.Node
+	// Wires are the values on the path, and on the side branches that end in a graph output (a cache), with the place
+	// of the heads on each.
+	Wires map[*graph.Value]Layout
+	// Tails are the nodes of those side branches.
+	Tails []*graph.Node
+	// Entry is the first value that carries this path's columns only; it equals Projection.Output when the weight is
+	// not packed.
+	Entry *graph.Value
+	// Extent says, for the packed wires and the entry, what this path's columns occupy of each axis.
+	Extent map[*graph.Value][]Extent
+	// Repeat is the first wire on which each head occurs once per query head (the repetition of grouped-query
+	// attention), and Single the wire of the same layout before it; nil when heads are not repeated.
+	Single, Repeat *graph.Value
+	// Biases are constants added to a wire of the path that differ from column to column.
+	Biases []Side
+	// PerHead are other inputs that differ from head to head; a path with one cannot be fused or re-ordered offline.
+	PerHead []Side
+}
+
+// Output is the projection after the second product.
+type Output struct {
+	*Projection
+	// Rows[h][c] is the row of the weight that channel c of head h meets.
+	Rows    [][]int
+	RowAxis int // the weight's axis of input features
+	Nodes   []*graph.Node
+	// Wires are the values from the product to the projection, with the place of the heads on each.
+	Wires map[*graph.Value]Layout
+}
+
+// Layout says where the heads lie on a wire: along Axis, index (((o·Heads + h)·Repeat + r)·Inner + i) with
+// 0 ≤ o < Outer holds head h. A packed wire has other columns beside them (Pure is false) and only Axis is set. Query
+// heads may also be Spread over two axes (key/value head and query head within it); then only Pure is set.
+type Layout struct {
+	Axis, Outer, Heads, Repeat, Inner int
+	Pure, Spread                      bool
+}
+
+// Extent is what a path's columns occupy of one axis: Count indices. Columns tells whether they change along the axis at
+// all, Heads whether the head does.
+type Extent struct {
+	Count          int
+	Columns, Heads bool
+}
+
+// Len returns the length of the axis.
+func (l Layout) Len() int { return l.Outer * l.Heads * l.Repeat * l.Inner }
+
+// Side is input Input of Node that is not on a path itself.
+type Side struct {
+	Node  *graph.Node
+	Input int
+	Value *graph.Value
+	Axis  int // the axis of Value along which heads (or columns) differ
+}
+
+// Cache is the pair of graph input and output through which a caller passes keys or values from step to step. One that
+// holds keys and values together (past [2, batch, heads, seq, dim]) is Stacked.
 type Cache struct {
-	Past, Present *graph.Value
-	HeadAxis      int
-	SeqAxis       int
+	Past, Present     *graph.Value // nil when absent
+	PastAxis, PastSeq int          // head axis and sequence axis of Past
+	PresentAxis       int
+	PastNodes         []*graph.Node
+	PastWires         map[*graph.Value]int // values from Past to the Concat, with their head axis
+	Stacked           bool
+	Heads             int // heads in the cache: KVHeads, or more when repeated heads are cached
+	Repeat            int
+	Concat            *graph.Node
 }
 
 // Unsupported is a softmax or attention operator that could not be described, with the place and the reason.
@@ -92,4 +177,5 @@ type Unsupported struct {
 type Report struct {
 	Blocks      []*Block
 	Unsupported []Unsupported
+	Facts       *graph.Facts
 }

@@ -1,0 +1,470 @@
+package attention
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"onnx-dha/graph"
+)
+
+// newHeadTracer starts a walk at the output of a product, [batch…, rows, cols]: at every batch position the label of head
+// id[position], or of head and column together when columns are channels to be told apart.
+func newHeadTracer(f *graph.Facts, source *graph.Value, batch, id []int, rows, cols int, channels bool) *tracer {
+	s := &sample{shape: append(slices.Clone(batch), rows, cols), stored: append(slices.Clone(batch), 1, 1), scale: 1}
+	each := 1
+	if channels {
+		each = cols
+		s.stored[len(batch)+1] = cols
+	}
+	for _, h := range id {
+		for c := range each {
+			s.data = append(s.data, int32(h*each+c)+1)
+		}
+	}
+	return &tracer{facts: f, source: source, labels: newLabels((slices.Max(id) + 1) * each), memo: map[*graph.Value]*sample{source: s}}
+}
+
+// scores follows the query heads from the first product to the second: where they lie on every wire, how the mask
+// enters, which inputs differ from head to head. It returns the probabilities' labels at the second product.
+func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (*sample, *labels, *stop) {
+	b.Scores = map[*graph.Value]Layout{}
+	b.Mask = NoMask
+	of := make([]int, b.Heads)
+	for h := range of {
+		of[h] = h
+	}
+	walk := func(t *tracer, to *graph.Value, before bool) *stop {
+		s := t.at(to)
+		if s == nil {
+			if len(t.stops) > 0 {
+				return &t.stops[0]
+			}
+			return &stop{to.Producer, to, "the scores lose their heads on the way to the second product"}
+		}
+		note := func(v *graph.Value, n *graph.Node) *stop {
+			l, ok := layout(t, t.memo[v], of)
+			if !ok || !l.Pure {
+				return &stop{n, v, "query heads do not lie along one axis there"}
+			}
+			b.Scores[v] = l
+			return nil
+		}
+		if st := note(t.source, t.source.Producer); st != nil {
+			return st
+		}
+		for _, n := range t.nodes {
+			out := n.Out[0]
+			if out == nil || t.memo[out] == nil {
+				continue
+			}
+			if st := note(out, n); st != nil {
+				return st
+			}
+			if st := b.between(t, n, before); st != nil {
+				return st
+			}
+		}
+		return nil
+	}
+	// The sample of a product is made of the operands' sizes: its own shape need not be known.
+	t := newHeadTracer(f, b.QK.Out[0], batch, qid, rows, cols, false)
+	if st := walk(t, b.Softmax.Input(0), true); st != nil {
+		return nil, nil, st
+	}
+	at := t.memo[b.Softmax.Input(0)]
+	b.Scale = at.scale
+	after := &tracer{facts: f, source: b.Softmax.Out[0], labels: t.labels, memo: map[*graph.Value]*sample{b.Softmax.Out[0]: at}}
+	if st := walk(after, b.PV.In[0], false); st != nil {
+		return nil, nil, st
+	}
+	return after.memo[b.PV.In[0]], after.labels, nil
+}
+
+// between looks at a node between the products: masks, and inputs that differ from head to head.
+func (b *Block) between(t *tracer, n *graph.Node, before bool) *stop {
+	out := t.memo[n.Out[0]]
+	l := b.Scores[n.Out[0]]
+	if data, ok := betweenProducts[n.OpType]; ok && data != nil && !n.Is("Where") {
+		return nil // shapes, bounds
+	}
+	for i, v := range n.In {
+		if v == nil || t.memo[v] != nil {
+			continue
+		}
+		if _, scalar := t.facts.Scalar(v); scalar {
+			if n.Is("Where") && before && b.Mask == NoMask {
+				b.Mask = WhereMsk
+			}
+			continue
+		}
+		if before && (n.Is("Add") || n.Is("Where")) {
+			if n.Is("Where") {
+				b.Mask = WhereMsk
+			} else if b.Mask == NoMask {
+				b.Mask = AddMask
+			}
+			b.Causal = b.Causal || causal(v)
+		}
+		shape, ok := concreteShape(t.facts, v)
+		if !ok {
+			return &stop{n, v, fmt.Sprintf("the shape of %q, which meets the scores at %v, is not known", v.Name, n)}
+		}
+		axis := l.Axis - (len(out.shape) - len(shape))
+		if l.Axis >= 0 && axis >= 0 && shape[axis] != 1 {
+			switch {
+			case shape[axis] == l.Len():
+				b.PerHead = append(b.PerHead, Side{Node: n, Input: i, Value: v, Axis: axis})
+			default:
+				return &stop{n, v, fmt.Sprintf("%q does not fit the heads of the scores", v.Name)}
+			}
+		}
+	}
+	return nil
+}
+
+// causal reports whether a mask is built by comparing positions or from a triangle.
+func causal(v *graph.Value) bool {
+	seen := map[*graph.Value]bool{}
+	budget := 400
+	var up func(v *graph.Value) bool
+	up = func(v *graph.Value) bool {
+		if v == nil || seen[v] || budget == 0 {
+			return false
+		}
+		seen[v] = true
+		budget--
+		if c := v.Const(); c != nil {
+			return triangle(c)
+		}
+		n := v.Producer
+		if n == nil {
+			return false
+		}
+		switch n.OpType {
+		case "Trilu":
+			return true
+		case "MatMul", "Gemm", "Softmax", "LayerNormalization", "Conv":
+			return false
+		case "Less", "LessOrEqual", "Greater", "GreaterOrEqual":
+			if positions(n.Input(0)) && positions(n.Input(1)) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(n.In, up)
+	}
+	return up(v)
+}
+
+// positions reports whether a value is made of counted positions.
+func positions(v *graph.Value) bool {
+	for range 12 {
+		if v == nil || v.Producer == nil {
+			return v != nil && v.Const() == nil && strings.Contains(v.Name, "position")
+		}
+		if v.Producer.Is("Range") {
+			return true
+		}
+		if v.Producer.Is("Add") || v.Producer.Is("Sub") {
+			if positions(v.Producer.Input(1)) {
+				return true
+			}
+		}
+		v = v.Producer.Input(0)
+	}
+	return false
+}
+
+// triangle reports whether a constant's last two axes hold a lower triangle (a causal mask kept as a buffer).
+func triangle(c *graph.Tensor) bool {
+	d := c.Dims()
+	if len(d) < 2 || d[len(d)-1] != d[len(d)-2] || d[len(d)-1] < 2 || c.Len() > 1<<24 {
+		return false
+	}
+	n := int(d[len(d)-1])
+	x, err := c.Float64s()
+	if err != nil || len(x) < n*n {
+		return false
+	}
+	x = x[:n*n]
+	low, high := x[n], x[1] // below and above the diagonal
+	if low == high {
+		return false
+	}
+	for i := range n {
+		for j := range n {
+			if j > i && x[i*n+j] != high || j < i && x[i*n+j] != low {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// output follows the context heads from the second product to the output projection. It stays nil when something else
+// reads them, when they go elsewhere, or when constants on the way differ from head to head.
+func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
+	t := newHeadTracer(f, b.PV.Out[0], batch, pid, rowCount, b.ValueDim, true)
+	var found *Projection
+	wires := []*graph.Value{b.PV.Out[0]}
+	for i := 0; i < len(wires); i++ {
+		for _, u := range wires[i].Users() {
+			n := u.Node
+			if n == nil {
+				return // a graph output: callers see the heads in their order
+			}
+			if silent[n.OpType] {
+				continue
+			}
+			if p, ok := projectionOf(f, n); ok && u.Index == 0 {
+				if found != nil && found.Node != p.Node {
+					return
+				}
+				found = p
+				continue
+			}
+			row, ok := movers[n.OpType]
+			if !ok || !isDefaultDomain(n) || row.data != nil && !row.data(u.Index) || n.Out[0] == nil || t.at(n.Out[0]) == nil {
+				return
+			}
+			if !slices.Contains(wires, n.Out[0]) {
+				wires = append(wires, n.Out[0])
+			}
+		}
+	}
+	if found == nil {
+		return
+	}
+	s := t.at(found.Input)
+	if s == nil {
+		return
+	}
+	last := len(s.shape) - 1
+	for a := range last {
+		if s.stored[a] > 1 {
+			return
+		}
+	}
+	rows := make([][]int, b.Heads)
+	for h := range rows {
+		rows[h] = make([]int, b.ValueDim)
+	}
+	if len(s.data) != b.Heads*b.ValueDim {
+		return
+	}
+	for r, id := range s.data {
+		set := t.labels.set(id)
+		if len(set) != 1 {
+			return
+		}
+		rows[int(set[0])/b.ValueDim][int(set[0])%b.ValueDim] = r
+	}
+	of := make([]int, b.Heads*b.ValueDim)
+	for i := range of {
+		of[i] = i / b.ValueDim
+	}
+	o := &Output{Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
+	for _, w := range wires {
+		l, ok := layout(t, t.memo[w], of)
+		if !ok || !l.Pure {
+			return
+		}
+		o.Wires[w] = l
+		n := w.Producer
+		if n == b.PV || betweenProducts[n.OpType] != nil {
+			continue
+		}
+		for _, v := range n.In {
+			if v == nil || t.memo[v] != nil || n.Is("Slice") || n.Is("Split") || n.Is("Gather") {
+				continue
+			}
+			shape, ok := concreteShape(f, v)
+			axis := l.Axis - (len(t.memo[w].shape) - len(shape))
+			if !ok || axis >= 0 && l.Axis >= 0 && shape[axis] != 1 {
+				return
+			}
+		}
+	}
+	b.Output = o
+}
+
+// caches finds the pasts and presents of keys and values, and makes sure that nothing else reads what a fusion changes.
+func (b *Block) caches(f *graph.Facts, kt, vt *tracer) *stop {
+	own := map[*graph.Node]bool{b.QK: true, b.PV: true}
+	for _, p := range []*Path{b.Query, b.Key, b.Value} {
+		for _, n := range p.Nodes {
+			own[n] = true
+		}
+	}
+	var st *stop
+	if b.KeyCache, st = b.Key.cache(f, kt, own, "keys"); st != nil {
+		return st
+	}
+	if b.ValCache, st = b.Value.cache(f, vt, own, "values"); st != nil {
+		return st
+	}
+	return nil
+}
+
+// cache looks for a Concat with something from a graph input and for branches to graph outputs.
+func (p *Path) cache(f *graph.Facts, t *tracer, own map[*graph.Node]bool, what string) (*Cache, *stop) {
+	c := &Cache{PastAxis: -1, PastSeq: -1, PresentAxis: -1, Repeat: 1}
+	for _, n := range p.Nodes {
+		if !n.Is("Concat") {
+			continue
+		}
+		for _, x := range n.In {
+			if x == nil || t.memo[x] != nil {
+				continue
+			}
+			l, ok := p.Wires[n.Out[0]]
+			if !ok {
+				continue
+			}
+			if st := c.past(f, n, x, l, what); st != nil {
+				return nil, st
+			}
+		}
+	}
+	// Branches. A wire's other readers must be on some path of this block, only look at shapes, or lead to an output.
+	var queue []*graph.Value
+	for w := range p.Wires {
+		queue = append(queue, w)
+	}
+	slices.SortFunc(queue, func(a, b *graph.Value) int { return strings.Compare(a.Name, b.Name) })
+	stacked := map[*graph.Value]bool{}
+	for i := 0; i < len(queue); i++ {
+		w := queue[i]
+		l := p.Wires[w]
+		for _, u := range w.Users() {
+			n := u.Node
+			switch {
+			case n == nil && u.Graph == w.Graph:
+				if !l.Pure && !stacked[w] {
+					continue // a packed wire as an output: the projection itself is asked for
+				}
+				if c.Present != nil && c.Present != w {
+					return nil, &stop{w.Producer, w, fmt.Sprintf("%s are given out twice, as %q and %q", what, c.Present.Name, w.Name)}
+				}
+				c.Present, c.PresentAxis, c.Stacked = w, l.Axis, c.Stacked || stacked[w]
+				c.Heads, c.Repeat = l.Heads*l.Repeat, l.Repeat
+			case n == nil || own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
+			case n.Graph != w.Graph:
+				return nil, &stop{n, w, fmt.Sprintf("%s are also read inside a subgraph, by %v", what, n)}
+			default:
+				row, ok := movers[n.OpType]
+				if !ok || !isDefaultDomain(n) || row.data != nil && !row.data(u.Index) {
+					if !l.Pure && !stacked[w] {
+						continue // another part of a packed projection
+					}
+					return nil, &stop{n, w, fmt.Sprintf("%s are also read by %v", what, n)}
+				}
+				if !l.Pure && !stacked[w] {
+					continue
+				}
+				p.Tails = append(p.Tails, n)
+				for _, o := range n.Out {
+					s := t.at(o)
+					if o == nil || s == nil {
+						continue
+					}
+					ol, ok := layout(t, s, headOf(p.Projection.Columns, p.Columns))
+					if n.Is("Concat") && (!ok || !ol.Pure) {
+						// Keys and values in one tensor: the heads keep their axis.
+						ol, ok = Layout{Axis: l.Axis, Outer: l.Outer, Heads: l.Heads, Repeat: l.Repeat, Inner: l.Inner}, true
+						stacked[o] = true
+					}
+					if stacked[w] && n.Is("Identity") {
+						stacked[o] = true
+					}
+					if !ok || !ol.Pure && !stacked[o] {
+						return nil, &stop{n, o, fmt.Sprintf("%s are also read by %v", what, n)}
+					}
+					p.Wires[o] = ol
+					queue = append(queue, o)
+				}
+				if len(n.Out) == 0 || t.memo[n.Out[0]] == nil {
+					return nil, &stop{n, w, fmt.Sprintf("%s are also read by %v", what, n)}
+				}
+			}
+		}
+	}
+	if c.Past == nil && c.Present == nil {
+		return nil, nil
+	}
+	return c, nil
+}
+
+// past follows the other input of a Concat back to a graph input.
+func (c *Cache) past(f *graph.Facts, concat *graph.Node, x *graph.Value, l Layout, what string) *stop {
+	if c.Past != nil {
+		return &stop{concat, x, fmt.Sprintf("%s are joined with two pasts", what)}
+	}
+	v := x
+	for v.Producer != nil {
+		n := v.Producer
+		row, ok := movers[n.OpType]
+		if !ok || !isDefaultDomain(n) || v.Const() != nil || n.Input(0) == nil || row.data == nil {
+			break
+		}
+		c.PastNodes = append(c.PastNodes, n)
+		v = n.Input(0)
+	}
+	if !v.IsInput || v.Const() != nil {
+		shape, ok := concreteShape(f, x)
+		if ok && l.Axis >= 0 && shape[l.Axis] == 1 {
+			c.PastNodes = nil
+			return nil // the same for every head
+		}
+		return &stop{concat, x, fmt.Sprintf("%s are joined with %q, which is not a cache that the caller passes", what, x.Name)}
+	}
+	shape, ok := concreteShape(f, v)
+	if !ok {
+		return &stop{concat, v, fmt.Sprintf("the shape of the cache input %q is not known", v.Name)}
+	}
+	seq, err := normAxis(concat.Int("axis", 0), 64)
+	if concat.Int("axis", 0) < 0 {
+		if s, ok := concreteShape(f, x); ok {
+			seq, err = normAxis(concat.Int("axis", 0), len(s))
+		}
+	}
+	if err != nil {
+		return &stop{concat, x, err.Error()}
+	}
+	c.PastWires = map[*graph.Value]int{}
+	for a := range shape {
+		t, err := newTracer(f, v, a, false)
+		if err != nil {
+			continue
+		}
+		s := t.at(x)
+		if s == nil {
+			continue
+		}
+		if seq < len(s.stored) && s.stored[seq] > 1 {
+			c.PastSeq = a
+		}
+		if l.Axis >= 0 && s.stored[l.Axis] > 1 {
+			if c.PastAxis >= 0 {
+				return &stop{concat, v, fmt.Sprintf("the heads of the cache input %q are spread over two axes", v.Name)}
+			}
+			c.PastAxis = a
+			for w, ws := range t.memo {
+				if ws == nil {
+					continue
+				}
+				for wa, n := range ws.stored {
+					if n > 1 {
+						c.PastWires[w] = wa
+					}
+				}
+			}
+		}
+	}
+	if l.Axis >= 0 && c.PastAxis < 0 {
+		return &stop{concat, v, fmt.Sprintf("the cache input %q has no axis with the heads", v.Name)}
+	}
+	c.Past, c.Concat = v, concat
+	c.Heads, c.Repeat = l.Heads*l.Repeat, l.Repeat
+	return nil
+}

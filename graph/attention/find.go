@@ -1,0 +1,473 @@
+package attention
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"onnx-dha/graph"
+)
+
+// fused names the operators that hold a whole attention core.
+var fused = map[string]bool{
+	"com.microsoft.Attention": true, "com.microsoft.MultiHeadAttention": true, "com.microsoft.GroupQueryAttention": true,
+	"com.microsoft.DecoderMaskedMultiHeadAttention": true, "com.microsoft.DecoderMaskedSelfAttention": true,
+	"com.microsoft.PackedAttention": true, "com.microsoft.PackedMultiHeadAttention": true, "com.microsoft.QAttention": true,
+	"com.microsoft.DecoderAttention": true, "com.microsoft.LongformerAttention": true, "com.microsoft.SparseAttention": true,
+	"com.microsoft.PagedAttention": true, "com.microsoft.QOrderedAttention": true, "com.microsoft.MultiHeadAttentionQK": true,
+	"com.microsoft.QOrderedLongformerAttention": true, "com.microsoft.TorchScaleAttention": true, "Attention": true, "FlexAttention": true,
+	"com.microsoft.LinearAttention": true, "LinearAttention": true,
+	"com.microsoft.BeamSearch": true, "com.microsoft.GreedySearch": true, "com.microsoft.Sampling": true, "com.microsoft.WhisperBeamSearch": true,
+}
+
+// Find describes every attention block of a model. A softmax or attention operator that it cannot describe fully is in
+// Report.Unsupported with the place and the reason; none is guessed at and none is left out.
+func Find(m *graph.Model) *Report {
+	r := &Report{Facts: graph.Infer(m.Graph)}
+	for _, n := range m.Graph.Nodes {
+		switch {
+		case fused[opName(n)]:
+			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), fmt.Sprintf("the fused operator %s is not supported yet", opName(n)), true})
+		case n.Is("Softmax"):
+			b, st, attention := core(r.Facts, n)
+			if st == nil {
+				r.Blocks = append(r.Blocks, b)
+				continue
+			}
+			u := Unsupported{Node: n, At: st.node, Why: st.why, Attention: attention}
+			if st.wire != nil {
+				u.Wire = st.wire.Name
+			}
+			if u.At == nil {
+				u.At = n
+			}
+			r.Unsupported = append(r.Unsupported, u)
+		case n.Is("Div") && spelledSoftmax(n):
+			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), "a softmax written out as Exp, ReduceSum and Div is not supported yet", true})
+		}
+		inside(r, n)
+	}
+	for _, fn := range m.Proto.Functions {
+		for _, pb := range fn.Node {
+			if name := pb.GetOpType(); name == "Softmax" || fused[strings.TrimPrefix(pb.GetDomain()+"."+name, ".")] {
+				r.Unsupported = append(r.Unsupported, Unsupported{Wire: strings.Join(pb.Output, ", "), Attention: true,
+					Why: fmt.Sprintf("%s is inside the model's function %q; functions are not supported yet", name, fn.GetName())})
+			}
+		}
+	}
+	name(r.Blocks)
+	return r
+}
+
+func firstOutput(n *graph.Node) string {
+	if len(n.Out) > 0 && n.Out[0] != nil {
+		return n.Out[0].Name
+	}
+	return ""
+}
+
+// inside reports attention in the bodies of n.
+func inside(r *Report, n *graph.Node) {
+	for attr, bodies := range n.Subgraphs {
+		for _, body := range bodies {
+			body.All(func(m *graph.Node) bool {
+				if m.Is("Softmax") || fused[opName(m)] {
+					r.Unsupported = append(r.Unsupported, Unsupported{m, n, firstOutput(m),
+						fmt.Sprintf("%s is inside the %s of %v; subgraphs are not supported yet", opName(m), attr, n), true})
+				}
+				return true
+			})
+		}
+	}
+}
+
+// spelledSoftmax recognises Exp(x) / ReduceSum(Exp(x)).
+func spelledSoftmax(n *graph.Node) bool {
+	e, s := n.Input(0), n.Input(1)
+	return e != nil && s != nil && e.Producer.Is("Exp") && s.Producer.Is("ReduceSum") && s.Producer.Input(0) == e
+}
+
+// core describes the attention block around a softmax. attention is false when the softmax is certainly no attention.
+func core(f *graph.Facts, sm *graph.Node) (b *Block, st *stop, attention bool) {
+	x := sm.Input(0)
+	if x == nil || len(sm.Out) == 0 || sm.Out[0] == nil {
+		return nil, &stop{sm, nil, "the softmax has no input or output"}, false
+	}
+	products := productsAbove(x)
+	pv, through := productBelow(sm.Out[0])
+	if len(products) == 0 || pv == nil {
+		switch {
+		case pv == nil && through != nil:
+			return nil, &stop{through, nil, whyNoProduct("after", through)}, len(products) > 0
+		case len(products) > 0:
+			return nil, &stop{sm, sm.Out[0], "no product with values follows the softmax"}, false
+		}
+		above := einsumAbove(x)
+		if above != nil {
+			return nil, &stop{above, x, whyNoProduct("before", above)}, true
+		}
+		return nil, &stop{sm, x, "no product of queries and keys leads to the softmax"}, pv != nil && !isProjection(f, pv)
+	}
+	if shape, ok := f.Shape(x); ok {
+		def := int64(-1)
+		if sm.Graph.Model.Opset("") < 13 {
+			def = 1
+		}
+		if axis, err := normAxis(sm.Int("axis", def), len(shape)); err != nil || axis != len(shape)-1 {
+			return nil, &stop{sm, x, "the softmax is not over the last axis"}, true
+		}
+	}
+	var first *stop
+	var blocks []*Block
+	for _, qk := range products {
+		b, st := describe(f, qk, sm, pv)
+		if st == nil {
+			blocks = append(blocks, b)
+		} else if first == nil {
+			first = st
+		}
+	}
+	switch len(blocks) {
+	case 0:
+		return nil, first, true
+	case 1:
+		return blocks[0], nil, true
+	}
+	return nil, &stop{blocks[1].QK, blocks[1].QK.Out[0], "the scores are a sum of several products with heads (disentangled attention); not supported yet"}, true
+}
+
+func isProjection(f *graph.Facts, n *graph.Node) bool {
+	_, ok := projectionOf(f, n)
+	return ok
+}
+
+func whyNoProduct(where string, n *graph.Node) string {
+	if n.OpType == "Einsum" || n.OpType == "FusedMatMul" {
+		return fmt.Sprintf("the product %s the softmax is %s, which is not supported yet", where, opName(n))
+	}
+	return fmt.Sprintf("%s %s the softmax is not one the walk can follow heads through", n, where)
+}
+
+// betweenProducts are operators that may stand between the products, with the inputs that scores take.
+var betweenProducts = map[string]func(int) bool{
+	"Add": nil, "Sub": nil, "Mul": nil, "Div": nil, "Max": nil, "Min": nil, "Where": func(i int) bool { return i > 0 },
+	"Cast": only(0), "Identity": only(0), "Reshape": only(0), "Unsqueeze": only(0), "Squeeze": only(0), "Clip": only(0),
+	"Tanh": only(0), "Dropout": only(0), "Transpose": only(0), "Expand": only(0), "Neg": only(0), "Softcap": only(0),
+}
+
+// productsAbove lists products of two computed operands from which v comes by operators that may stand between scores
+// and softmax.
+func productsAbove(v *graph.Value) []*graph.Node {
+	var out []*graph.Node
+	climb(v, func(n *graph.Node) {
+		if n.Is("MatMul") && len(n.In) == 2 && n.In[0] != nil && n.In[1] != nil && n.In[0].Const() == nil {
+			if w, _, _, _ := constantBehind(n, 1); w == nil {
+				out = append(out, n)
+			}
+		}
+	})
+	return out
+}
+
+// einsumAbove finds an Einsum or a contrib product where a product of queries and keys could stand.
+func einsumAbove(v *graph.Value) *graph.Node {
+	var out *graph.Node
+	climb(v, func(n *graph.Node) {
+		if out == nil && (n.OpType == "Einsum" || n.OpType == "FusedMatMul") {
+			out = n
+		}
+	})
+	return out
+}
+
+// climb walks back from v through operators that may stand between scores and softmax and calls at for what it ends on.
+func climb(v *graph.Value, at func(*graph.Node)) {
+	seen := map[*graph.Value]bool{}
+	var up func(v *graph.Value)
+	up = func(v *graph.Value) {
+		if v == nil || seen[v] || v.Const() != nil || v.Producer == nil {
+			return
+		}
+		seen[v] = true
+		n := v.Producer
+		data, ok := betweenProducts[n.OpType]
+		if !ok || !isDefaultDomain(n) {
+			at(n)
+			return
+		}
+		for i, x := range n.In {
+			if data == nil || data(i) {
+				up(x)
+			}
+		}
+	}
+	up(v)
+}
+
+// productBelow follows probabilities to the product with values. When there is none, it returns the first node that
+// the walk could not pass.
+func productBelow(v *graph.Value) (pv, through *graph.Node) {
+	seen := map[*graph.Value]bool{}
+	queue := []*graph.Value{v}
+	for len(queue) > 0 {
+		v, queue = queue[0], queue[1:]
+		if seen[v] {
+			continue
+		}
+		seen[v] = true
+		for _, u := range v.Users() {
+			n := u.Node
+			switch {
+			case n == nil || silent[n.OpType] || n.Is("IsNaN"):
+			case n.Is("MatMul") && u.Index == 0:
+				return n, nil
+			default:
+				data, ok := betweenProducts[n.OpType]
+				if ok && isDefaultDomain(n) && (data == nil || data(u.Index)) && len(n.Out) > 0 && n.Out[0] != nil {
+					queue = append(queue, n.Out[0])
+				} else if through == nil {
+					through = n
+				}
+			}
+		}
+	}
+	return nil, through
+}
+
+// describe follows the head axis from the two products to the projections.
+func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
+	b := &Block{QK: qk, Softmax: sm, PV: pv, Scale: math.NaN()}
+	q, qt, qs, st := follow(f, qk.In[0], "queries")
+	if st != nil {
+		return nil, st
+	}
+	k, kt, ks, st := follow(f, qk.In[1], "keys")
+	if st != nil {
+		return nil, st
+	}
+	v, vt, vs, st := follow(f, pv.In[1], "values")
+	if st != nil {
+		return nil, st
+	}
+	b.Query, b.Key, b.Value = q, k, v
+
+	// Heads on the batch axes of the first product.
+	batch, err := broadcast(qs.shape[:len(qs.shape)-2], ks.shape[:len(ks.shape)-2])
+	if err != nil {
+		return nil, &stop{qk, qk.Out[0], "queries and keys differ in their batch axes"}
+	}
+	qid, qcols, why := heads(qt, headSets(qt, qs, batch))
+	if why != "" {
+		return nil, &stop{qk, qk.In[0], "queries: " + why}
+	}
+	kid, kcols, why := heads(kt, headSets(kt, ks, batch))
+	if why != "" {
+		return nil, &stop{qk, qk.In[1], "keys: " + why}
+	}
+	b.Heads, b.KVHeads, b.HeadDim = len(qcols), len(kcols), len(kcols[0])
+	if b.Heads < 1 || len(qcols[0]) != b.HeadDim {
+		return nil, &stop{qk, qk.In[0], fmt.Sprintf("query heads have %d channels and key heads %d", len(qcols[0]), b.HeadDim)}
+	}
+	if b.KeyOf, why = readers(qid, kid, b.Heads); why != "" {
+		return nil, &stop{qk, qk.In[1], "keys: " + why}
+	}
+	ps, pl, st := b.scores(f, qid, batch, qs.shape[len(qs.shape)-2], ks.shape[len(ks.shape)-1])
+	if st != nil {
+		return nil, st
+	}
+	// Heads on the batch axes of the second product.
+	vbatch, err := broadcast(ps.shape[:len(ps.shape)-2], vs.shape[:len(vs.shape)-2])
+	if err != nil {
+		return nil, &stop{pv, pv.Out[0], "probabilities and values differ in their batch axes"}
+	}
+	pid := make([]int, 0, len(qid))
+	read := pl.reduce(ps, []int{len(ps.shape) - 2, len(ps.shape) - 1}, true).reader()
+	for _, id := range gatherAll(append(slices.Clone(vbatch), 1, 1), read) {
+		pid = append(pid, int(id)-1)
+	}
+	vid, vcols, why := heads(vt, headSets(vt, vs, vbatch))
+	if why != "" {
+		return nil, &stop{pv, pv.In[1], "values: " + why}
+	}
+	b.ValueHeads, b.ValueDim = len(vcols), len(vcols[0])
+	if b.ValueOf, why = readers(pid, vid, b.Heads); why != "" {
+		return nil, &stop{pv, pv.In[1], "values: " + why}
+	}
+	for _, p := range []struct {
+		path *Path
+		t    *tracer
+		cols [][]int
+		what string
+	}{{q, qt, qcols, "queries"}, {k, kt, kcols, "keys"}, {v, vt, vcols, "values"}} {
+		if st := p.path.place(p.t, p.cols, p.path == q); st != nil {
+			st.why = p.what + ": " + st.why
+			return nil, st
+		}
+		if st := p.path.mixes(f, p.what); st != nil {
+			return nil, st
+		}
+	}
+	if q.Projection.Node == k.Projection.Node && overlap(q, k) || q.Projection.Node == v.Projection.Node && overlap(q, v) || k.Projection.Node == v.Projection.Node && overlap(k, v) {
+		return nil, &stop{k.Projection.Node, k.Projection.Output, "queries, keys and values share columns of one projection; not supported yet"}
+	}
+	b.output(f, pid, vbatch, ps.shape[len(ps.shape)-2])
+	if st := b.caches(f, kt, vt); st != nil {
+		return nil, st
+	}
+	b.Rotary = rotary(kt, ks, kcols)
+	b.Scale = qs.scale * ks.scale * b.Scale
+	b.Kind = Self
+	if base(q.Projection.Input) != base(k.Projection.Input) {
+		b.Kind = Cross
+	}
+	return b, nil
+}
+
+// readers matches query heads with the key or value heads at the same batch positions.
+func readers(qid, kid []int, heads int) ([]int, string) {
+	of := make([]int, heads)
+	for i := range of {
+		of[i] = -1
+	}
+	for p, h := range qid {
+		switch {
+		case of[h] < 0:
+			of[h] = kid[p]
+		case of[h] != kid[p]:
+			return nil, fmt.Sprintf("query head %d meets heads %d and %d", h, of[h], kid[p])
+		}
+	}
+	return of, ""
+}
+
+func overlap(a, b *Path) bool {
+	in := map[int]bool{}
+	for _, cols := range a.Columns {
+		for _, c := range cols {
+			in[c] = true
+		}
+	}
+	for _, cols := range b.Columns {
+		for _, c := range cols {
+			if in[c] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// mixes makes sure that no normalisation on the path looks at several heads: its statistics would change with them.
+func (p *Path) mixes(f *graph.Facts, what string) *stop {
+	statistics := slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool {
+		return strings.HasPrefix(n.OpType, "Reduce") || strings.HasSuffix(n.OpType, "Normalization")
+	})
+	if !statistics {
+		// Reductions carry no labels in the plain walk, so look one step aside.
+		for w := range p.Wires {
+			for _, u := range w.Users() {
+				statistics = statistics || u.Node != nil && strings.HasPrefix(u.Node.OpType, "Reduce")
+				if u.Node != nil && (u.Node.Is("Pow") || u.Node.Is("Mul") || u.Node.Is("Abs")) && len(u.Node.Out) > 0 && u.Node.Out[0] != nil {
+					for _, uu := range u.Node.Out[0].Users() {
+						statistics = statistics || uu.Node != nil && strings.HasPrefix(uu.Node.OpType, "Reduce")
+					}
+				}
+			}
+		}
+	}
+	if !statistics {
+		return nil
+	}
+	t, err := newTracer(f, p.Projection.Output, -1, true)
+	if err != nil {
+		return &stop{p.Projection.Node, p.Projection.Output, err.Error()}
+	}
+	s := t.at(p.Operand)
+	if s == nil {
+		return &stop{p.Operand.Producer, p.Operand, what + " lose their heads in a normalisation"}
+	}
+	if _, ok := layout(t, s, headOf(p.Projection.Columns, p.Columns)); !ok {
+		return &stop{p.Operand.Producer, p.Operand, what + " pass a normalisation that looks at all heads together, which no fusion of heads leaves exact"}
+	}
+	return nil
+}
+
+// base is the activation behind a projection's input, through operators that only change its form.
+func base(v *graph.Value) *graph.Value {
+	for range 8 {
+		n := v.Producer
+		if n == nil || !(n.Is("Reshape") || n.Is("Identity") || n.Is("Cast") || n.Is("Transpose")) || n.In[0] == nil {
+			break
+		}
+		v = n.In[0]
+	}
+	return v
+}
+
+// rotary reads the pairing of channels off the labels of the key operand: a rotated channel depends on two columns.
+func rotary(t *tracer, s *sample, columns [][]int) Rotary {
+	rank := map[int32]int{}
+	for c, col := range columns[0] {
+		rank[int32(col)] = c
+	}
+	r := Rotary{Kind: NoRotary}
+	partners := map[int]int{}
+	for _, id := range s.data {
+		set := t.labels.set(id)
+		if len(set) != 2 {
+			continue
+		}
+		a, ok1 := rank[set[0]]
+		b, ok2 := rank[set[1]]
+		if ok1 && ok2 {
+			partners[a] = b - a
+		}
+	}
+	if len(partners) == 0 {
+		return r
+	}
+	r.Dims = 2 * len(partners)
+	r.Kind = HalfSplit
+	if d, ok := partners[0]; ok && d == 1 && r.Dims > 2 {
+		r.Kind = Interleaved
+	}
+	return r
+}
+
+// name gives every block the scope that its nodes or weights share, or a number where they share none.
+func name(blocks []*Block) {
+	used := map[string]int{}
+	for _, b := range blocks {
+		b.Name = scope("/", b.QK.Name, b.Softmax.Name, b.PV.Name, b.Query.Projection.Node.Name, b.Key.Projection.Node.Name, b.Value.Projection.Node.Name)
+		if b.Name == "" {
+			b.Name = scope(".", b.Query.Projection.Weight.Name, b.Key.Projection.Weight.Name, b.Value.Projection.Weight.Name)
+		}
+		used[b.Name]++
+	}
+	for i, b := range blocks {
+		if b.Name == "" || used[b.Name] > 1 {
+			b.Name = fmt.Sprintf("attention.%d", i)
+		}
+	}
+}
+
+// scope returns the longest common prefix of names in whole parts, "" when it is empty. With one distinct name (a packed
+// weight) the last part is dropped.
+func scope(sep string, names ...string) string {
+	var common []string
+	for i, n := range names {
+		parts := strings.Split(n, sep)
+		parts = parts[:len(parts)-1]
+		if i == 0 {
+			common = parts
+			continue
+		}
+		k := 0
+		for k < len(common) && k < len(parts) && common[k] == parts[k] {
+			k++
+		}
+		common = common[:k]
+	}
+	return strings.TrimRight(strings.Join(common, sep), sep)
+}

@@ -1,0 +1,506 @@
+package attention
+
+import (
+	"fmt"
+	"slices"
+
+	"onnx-dha/graph"
+)
+
+// quantised are operators whose presence as a projection is worth its own reason.
+var quantised = map[string]bool{
+	"MatMulNBits": true, "MatMulBnb4": true, "MatMulInteger": true, "QLinearMatMul": true, "DynamicQuantizeMatMul": true,
+	"MatMulIntegerToFloat": true, "QGemm": true, "QAttention": true, "MatMulFpQ4": true,
+}
+
+// projectionOf describes n when it multiplies activations by a constant weight.
+func projectionOf(f *graph.Facts, n *graph.Node) (*Projection, bool) {
+	if !n.Is("MatMul") && !n.Is("Gemm") || len(n.In) < 2 || n.In[0] == nil || n.In[1] == nil || n.In[0].Const() != nil || len(n.Out) == 0 {
+		return nil, false
+	}
+	w, reader, operand, flipped := constantBehind(n, 1)
+	if w == nil || len(w.Const().Dims()) != 2 {
+		return nil, false
+	}
+	p := &Projection{Node: n, Input: n.In[0], Output: n.Out[0], Weight: w, Axis: 1, Reader: reader, Operand: operand}
+	if n.Is("Gemm") {
+		if n.Int("transA", 0) != 0 {
+			return nil, false
+		}
+		if n.Int("transB", 0) != 0 {
+			flipped = !flipped
+		}
+		p.GemmBias = n.Input(2)
+	}
+	if flipped {
+		p.Axis = 0
+	}
+	p.Columns = int(w.Const().Dims()[p.Axis])
+	return p, true
+}
+
+// constantBehind follows operand i of n back to a constant through operators that only change its layout or type.
+// It returns the constant, the node and input that read it, and whether its two axes are swapped on the way.
+func constantBehind(n *graph.Node, i int) (c *graph.Value, reader *graph.Node, operand int, flipped bool) {
+	for range 8 {
+		v := n.Input(i)
+		if v == nil {
+			return nil, nil, 0, false
+		}
+		if v.Const() != nil {
+			return v, n, i, flipped
+		}
+		p := v.Producer
+		switch {
+		case p.Is("Transpose") && (p.Attr("perm") == nil || slices.Equal(p.Attr("perm").Ints, []int64{1, 0})):
+			flipped = !flipped
+		case p.Is("Identity"), p.Is("Cast"):
+		default:
+			return nil, nil, 0, false
+		}
+		n, i = p, 0
+	}
+	return nil, nil, 0, false
+}
+
+// origins walks back from v through the operators of the table to the projections that it comes from, and the places
+// where it could go no further.
+func origins(f *graph.Facts, v *graph.Value) (found []*Projection, stops []stop) {
+	seen := map[*graph.Value]bool{}
+	var walk func(v *graph.Value)
+	walk = func(v *graph.Value) {
+		if v == nil || seen[v] || v.Const() != nil {
+			return
+		}
+		seen[v] = true
+		n := v.Producer
+		if n == nil {
+			stops = append(stops, stop{nil, v, fmt.Sprintf("it comes from the graph input %q, not from a projection in this graph", v.Name)})
+			return
+		}
+		if p, ok := projectionOf(f, n); ok {
+			found = append(found, p)
+			return
+		}
+		row, ok := movers[n.OpType]
+		if !ok || !isDefaultDomain(n) && !row.anyDomain {
+			if !silent[n.OpType] {
+				stops = append(stops, stop{n, v, whyStopped(f, n)})
+			}
+			return
+		}
+		for i, x := range n.In {
+			if row.data == nil || row.data(i) {
+				walk(x)
+			}
+		}
+	}
+	walk(v)
+	return found, stops
+}
+
+// whyStopped says in words why a walk cannot pass n.
+func whyStopped(f *graph.Facts, n *graph.Node) string {
+	switch {
+	case quantised[n.OpType]:
+		return fmt.Sprintf("the projection is quantised (%s); quantised weights are not supported yet", opName(n))
+	case len(n.Subgraphs) > 0:
+		return fmt.Sprintf("it comes out of a subgraph (%s); attention across subgraphs is not supported yet", n.OpType)
+	case n.Is("MatMul") || n.Is("Gemm"):
+		for i := range min(2, len(n.In)) {
+			for v, k := n.In[i], 0; v != nil && v.Producer != nil && k < 4; v, k = v.Producer.Input(0), k+1 {
+				if v.Producer.OpType == "DequantizeLinear" {
+					return "the projection's weight is quantised (DequantizeLinear); quantised weights are not supported yet"
+				}
+			}
+		}
+		if w := n.Input(1); w != nil && w.IsInput {
+			return fmt.Sprintf("the projection's weight %q is passed by the caller, not kept in the model", w.Name)
+		}
+		if w := n.Input(1).Const(); w != nil {
+			return fmt.Sprintf("the projection's weight has %d axes, want 2", len(w.Dims()))
+		}
+		return "a product of two computed operands stands where a projection with a constant weight is expected"
+	case n.OpType == "Einsum" || n.OpType == "Conv":
+		return fmt.Sprintf("a projection by %s is not supported yet", n.OpType)
+	}
+	return fmt.Sprintf("operator %s is not one the walk can follow heads through", opName(n))
+}
+
+// headSets reads the head structure of a product operand off its labels: for every position on the batch axes (all but
+// the last two, row-major over their sampled sizes) the set of columns in that matrix.
+func headSets(t *tracer, s *sample, batch []int) []int32 {
+	lead := len(s.shape) - 2
+	per := t.labels.reduce(s, []int{lead, lead + 1}, true)
+	read := per.reader()
+	return gatherAll(append(slices.Clone(batch), 1, 1), read)
+}
+
+// heads numbers distinct sets in order of appearance. It fails when sets overlap without being equal, when one is empty,
+// or when they differ in size.
+func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
+	number := map[int32]int{}
+	owner := map[int32]int{}
+	for _, set := range sets {
+		h, ok := number[set]
+		if !ok {
+			h = len(columns)
+			number[set] = h
+			var cols []int
+			for _, c := range t.labels.set(set) {
+				if other, taken := owner[c]; taken {
+					return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other, h)
+				}
+				owner[c] = h
+				cols = append(cols, int(c))
+			}
+			if len(cols) == 0 {
+				return nil, nil, "some heads do not come from the projection"
+			}
+			columns = append(columns, cols)
+		}
+		id = append(id, h)
+	}
+	for h, c := range columns {
+		if len(c) != len(columns[0]) {
+			return nil, nil, fmt.Sprintf("heads have different sizes: head 0 has %d columns, head %d has %d", len(columns[0]), h, len(c))
+		}
+	}
+	return id, columns, ""
+}
+
+// headOf inverts columns: the head of each projection column, -1 for columns of other parts.
+func headOf(n int, columns [][]int) []int {
+	of := make([]int, n)
+	for i := range of {
+		of[i] = -1
+	}
+	for h, cols := range columns {
+		for _, c := range cols {
+			of[c] = h
+		}
+	}
+	return of
+}
+
+// Marks for elements that belong to no single head.
+const (
+	foreign = -1 // another part of a packed projection
+	mixed   = -2 // several heads
+	nothing = -3 // no label
+)
+
+// layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed, spread over two axes, or
+// in an order that is no layout.
+func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
+	ids := make([]int, len(s.data))
+	pure := true
+	for i, id := range s.data {
+		ids[i] = nothing
+		for k, c := range t.labels.set(id) {
+			switch h := of[c]; {
+			case k == 0:
+				ids[i] = h
+			case ids[i] != h:
+				ids[i] = mixed
+			}
+		}
+		switch ids[i] {
+		case mixed:
+			return l, false
+		case foreign, nothing:
+			pure = false
+		}
+	}
+	st := s.strides()
+	varies := func(val func(i int) int) []int {
+		var axes []int
+		for a, step := range st {
+			if step == 0 {
+				continue
+			}
+			for i := range s.data {
+				if (i/step)%s.stored[a] > 0 && val(i) != val(i-step) {
+					axes = append(axes, a)
+					break
+				}
+			}
+		}
+		return axes
+	}
+	axes := varies(func(i int) int { return ids[i] })
+	if !pure {
+		// The axis with the packed columns: the innermost one on which something changes.
+		if len(axes) == 0 {
+			return l, false
+		}
+		return Layout{Axis: axes[len(axes)-1]}, true
+	}
+	count := 0
+	for _, h := range of {
+		count = max(count, h+1)
+	}
+	if count == 1 && len(axes) == 0 {
+		return Layout{Axis: -1, Outer: 1, Heads: 1, Repeat: 1, Inner: 1, Pure: true}, true
+	}
+	if len(axes) != 1 {
+		return Layout{Axis: -1, Pure: true, Spread: len(axes) > 1}, false
+	}
+	a := axes[0]
+	seq := make([]int, s.stored[a])
+	first := make([]int32, s.stored[a])
+	for p := range seq {
+		seq[p] = ids[p*st[a]]
+		first[p] = s.data[p*st[a]]
+	}
+	run := 1
+	for run < len(seq) && seq[run] == seq[0] {
+		run++
+	}
+	distinct := map[int32]bool{}
+	for _, id := range first[:run] {
+		distinct[id] = true
+	}
+	inner := len(distinct)
+	if len(seq)%(run*count) != 0 || run%inner != 0 {
+		return l, false
+	}
+	for p, h := range seq {
+		if h != (p/run)%count {
+			return l, false
+		}
+	}
+	return Layout{Axis: a, Outer: len(seq) / (run * count), Heads: count, Repeat: run / inner, Inner: inner, Pure: true}, true
+}
+
+// extent measures what the heads of a path occupy of every axis of a wire.
+func extent(t *tracer, s *sample, of []int) []Extent {
+	out := make([]Extent, len(s.shape))
+	own := make([]int, len(s.data))
+	for i, id := range s.data {
+		own[i] = foreign
+		if set := t.labels.set(id); len(set) > 0 {
+			own[i] = of[set[0]]
+		}
+	}
+	for a, step := range s.strides() {
+		if step == 0 {
+			continue
+		}
+		seen := map[int]map[int]bool{}
+		for i, h := range own {
+			if h < 0 {
+				continue
+			}
+			at := (i / step) % s.stored[a]
+			if seen[at] == nil {
+				seen[at] = map[int]bool{}
+			}
+			seen[at][h] = true
+		}
+		out[a] = Extent{Count: len(seen), Columns: true}
+		all := map[int]bool{}
+		for _, hs := range seen {
+			for h := range hs {
+				all[h] = true
+			}
+		}
+		for _, hs := range seen {
+			out[a].Heads = out[a].Heads || len(hs) < len(all)
+		}
+	}
+	return out
+}
+
+// follow describes the way from the only projection behind a product operand to that operand. Heads are read there by
+// headSets; want gives the batch shape of the product.
+func follow(f *graph.Facts, operand *graph.Value, what string) (*Path, *tracer, *sample, *stop) {
+	found, stops := origins(f, operand)
+	switch {
+	case len(found) == 0:
+		if len(stops) == 0 {
+			return nil, nil, nil, &stop{operand.Producer, operand, what + " are constant"}
+		}
+		return nil, nil, nil, &stops[0]
+	case len(found) > 1:
+		return nil, nil, nil, &stop{found[1].Node, found[1].Output, fmt.Sprintf("%s are the sum of several projections (%v and %v), as with separate adapters; not supported yet", what, found[0].Node, found[1].Node)}
+	}
+	proj := found[0]
+	t, err := newTracer(f, proj.Output, -1, false)
+	if err != nil {
+		return nil, nil, nil, &stop{proj.Node, proj.Output, err.Error()}
+	}
+	if shape := t.memo[proj.Output].shape; shape[len(shape)-1] != proj.Columns {
+		return nil, nil, nil, &stop{proj.Node, proj.Output, fmt.Sprintf("the projection gives %d columns and its weight has %d", shape[len(shape)-1], proj.Columns)}
+	}
+	s := t.at(operand)
+	if s == nil {
+		if len(t.stops) > 0 {
+			return nil, nil, nil, &t.stops[0]
+		}
+		return nil, nil, nil, &stop{operand.Producer, operand, what + " lose their heads on the way"}
+	}
+	if len(s.shape) < 3 {
+		return nil, nil, nil, &stop{operand.Producer, operand, fmt.Sprintf("the operand of the product has %d axes, want at least 3", len(s.shape))}
+	}
+	return &Path{Projection: proj, Operand: operand, Nodes: t.nodes}, t, s, nil
+}
+
+// place fills in what depends on the heads: columns, the layout of every wire, the entry, the repetition, biases and
+// other inputs that differ from head to head. branches are followed from every wire to graph outputs.
+//
+// Query heads may be spread over two axes, since a rewrite need not touch their wires.
+func (p *Path) place(t *tracer, columns [][]int, mayspread bool) *stop {
+	p.Columns = columns
+	p.Wires = map[*graph.Value]Layout{}
+	p.Extent = map[*graph.Value][]Extent{}
+	of := headOf(p.Projection.Columns, columns)
+	note := func(v *graph.Value, s *sample, at *graph.Node) *stop {
+		l, ok := layout(t, s, of)
+		if !ok {
+			if !mayspread || !l.Spread {
+				return &stop{at, v, "heads do not lie along one axis there, or not in one order"}
+			}
+		}
+		p.Wires[v] = l
+		return nil
+	}
+	if st := note(p.Projection.Output, t.memo[p.Projection.Output], p.Projection.Node); st != nil {
+		return st
+	}
+	carries := func(s *sample) bool { // whether a wire has anything of this path (a packed one has siblings that do not)
+		for _, id := range s.data {
+			for _, c := range t.labels.set(id) {
+				if of[c] >= 0 {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for _, n := range p.Nodes {
+		for _, o := range n.Out {
+			if s := t.memo[o]; o != nil && s != nil && carries(s) {
+				if st := note(o, s, n); st != nil {
+					return st
+				}
+				if !p.Wires[o].Pure {
+					p.Extent[o] = extent(t, s, of)
+				}
+			}
+		}
+		if st := p.sides(t, n); st != nil {
+			return st
+		}
+	}
+	// The entry: walking back from the operand along the carrying input, the last wire before a packed one.
+	for v := p.Operand; ; {
+		l := p.Wires[v]
+		if !l.Pure {
+			break
+		}
+		p.Entry = v
+		p.Extent[v] = extent(t, t.memo[v], of)
+		if v == p.Projection.Output {
+			break
+		}
+		var next *graph.Value
+		for _, x := range v.Producer.In {
+			if _, ok := p.Wires[x]; ok && x != nil {
+				next = x
+				break
+			}
+		}
+		if next == nil {
+			return &stop{v.Producer, v, "the way back to the projection is lost"}
+		}
+		v = next
+	}
+	if p.Entry == nil {
+		return &stop{p.Operand.Producer, p.Operand, "the product reads other columns than those of its heads"}
+	}
+	for _, n := range p.Nodes {
+		for _, o := range n.Out {
+			l, ok := p.Wires[o]
+			if !ok || !l.Pure || l.Repeat == 1 || p.Repeat != nil {
+				continue
+			}
+			p.Repeat = o
+			shape := t.memo[o].shape
+			for v := n.Input(0); v != nil && p.Single == nil; {
+				m, ok := p.Wires[v]
+				if !ok || !m.Pure {
+					break
+				}
+				if s := t.memo[v]; m.Repeat == 1 && len(s.shape) == len(shape) && m.Axis == l.Axis && m.Inner == l.Inner {
+					p.Single = v
+					break
+				}
+				if v.Producer == nil {
+					break
+				}
+				v = v.Producer.Input(0)
+			}
+			if p.Single == nil {
+				return &stop{n, o, "key/value heads are repeated in a way that is not understood"}
+			}
+		}
+	}
+	return nil
+}
+
+// sides looks at the inputs of a path node that are not on the path: constants that differ from column to column are
+// biases when they are added, and anything else that differs from head to head is kept for the caller to judge.
+func (p *Path) sides(t *tracer, n *graph.Node) *stop {
+	if n.OpType == "Reshape" || n.OpType == "Expand" || n.OpType == "Slice" || n.OpType == "Split" || n.OpType == "Gather" ||
+		n.OpType == "Unsqueeze" || n.OpType == "Squeeze" || n.OpType == "Tile" {
+		return nil // shapes and indices
+	}
+	if len(n.Out) == 0 || n.Out[0] == nil {
+		return nil
+	}
+	out := t.memo[n.Out[0]]
+	l, ok := p.Wires[n.Out[0]]
+	if out == nil || !ok {
+		return nil
+	}
+	if l.Spread {
+		return nil // nothing is re-ordered on such a path
+	}
+	for i, v := range n.In {
+		if v == nil || t.memo[v] != nil {
+			continue
+		}
+		shape, known := concreteShape(t.facts, v)
+		if !known {
+			if l.Axis < 0 {
+				continue
+			}
+			return &stop{n, v, fmt.Sprintf("the shape of %q, which meets the heads at %v, is not known", v.Name, n)}
+		}
+		if n.Is("Concat") {
+			continue // caches and rotary halves are looked at elsewhere
+		}
+		axis := l.Axis - (len(out.shape) - len(shape))
+		if l.Axis < 0 || axis < 0 || axis >= len(shape) || shape[axis] == 1 {
+			continue
+		}
+		side := Side{Node: n, Input: i, Value: v, Axis: axis}
+		if v.Const() != nil && (n.Is("Add") || n.Is("Sub") && i == 1) && alone(shape, axis, out, len(out.shape)-len(shape)) {
+			p.Biases = append(p.Biases, side)
+		} else {
+			p.PerHead = append(p.PerHead, side)
+		}
+	}
+	return nil
+}
+
+// alone reports whether a constant differs only along axes on which columns differ too.
+func alone(shape []int, axis int, out *sample, shift int) bool {
+	for a, d := range shape {
+		if a != axis && d > 1 && out.stored[a+shift] == 1 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,282 @@
+package graph
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"onnx-dha/graph/onnxpb"
+)
+
+// A Patch prepares a change beside a graph and applies it whole or not at all (the idea is tract's ModelPatch). New
+// nodes and constants read existing values (taps); Replace hands the readers of an existing value to a new one
+// (shunts); Expect states what must be known of a value afterwards (seams). Apply carries everything out, sorts, checks
+// every invariant and every seam, and takes it all back when one fails.
+type Patch struct {
+	g      *Graph
+	taken  map[string]bool
+	nodes  []*Node
+	inits  []*Value
+	edits  []func()
+	seams  []seam
+	shunts []shunt
+}
+
+type shunt struct {
+	old, new *Value
+	except   map[*Node]bool
+}
+
+type seam struct {
+	v    *Value
+	dims []Dim
+}
+
+// NewPatch starts a patch of g.
+func NewPatch(g *Graph) *Patch { return &Patch{g: g, taken: map[string]bool{}} }
+
+// Name returns a name that neither the graph nor the patch has, base itself if possible.
+func (p *Patch) Name(base string) string {
+	name := base
+	for i := 1; p.taken[name] || p.g.FreshName(name) != name; i++ {
+		name = fmt.Sprintf("%s_%d", base, i)
+	}
+	p.taken[name] = true
+	return name
+}
+
+// Init prepares an initializer; the tensor's name is changed when it is taken.
+func (p *Patch) Init(t *Tensor) *Value {
+	name := p.Name(t.Name())
+	t.Proto.Name = &name
+	v := &Value{Name: name, Init: t, Graph: p.g}
+	p.inits = append(p.inits, v)
+	return v
+}
+
+// Ints prepares a one-dimensional int64 constant.
+func (p *Patch) Ints(name string, x ...int64) *Value {
+	return p.Init(NewTensor(name, []int64{int64(len(x))}, x))
+}
+
+// Node prepares a node with outs outputs and returns them; names of outputs come from the node's.
+func (p *Patch) Node(op, domain, name string, outs int, in []*Value, attrs ...*onnxpb.AttributeProto) []*Value {
+	n := &Node{Name: p.Name(name), OpType: op, Domain: domain, Graph: p.g, Proto: &onnxpb.NodeProto{Attribute: attrs}, In: slices.Clone(in)}
+	for i := range outs {
+		n.Out = append(n.Out, &Value{Name: p.Name(fmt.Sprintf("%s_output_%d", n.Name, i)), Graph: p.g, Producer: n, Index: i})
+	}
+	p.nodes = append(p.nodes, n)
+	return n.Out
+}
+
+// Op prepares an ai.onnx node with one output.
+func (p *Patch) Op(op, name string, in []*Value, attrs ...*onnxpb.AttributeProto) *Value {
+	return p.Node(op, "", name, 1, in, attrs...)[0]
+}
+
+// SetInput makes v input i of an existing node.
+func (p *Patch) SetInput(n *Node, i int, v *Value) {
+	p.edits = append(p.edits, func() { n.SetInput(i, v) })
+}
+
+// SetAttr sets an attribute of an existing node.
+func (p *Patch) SetAttr(n *Node, a *onnxpb.AttributeProto) {
+	p.edits = append(p.edits, func() { n.SetAttr(a) })
+}
+
+// RemoveAttr drops an attribute of an existing node.
+func (p *Patch) RemoveAttr(n *Node, name string) {
+	p.edits = append(p.edits, func() { n.RemoveAttr(name) })
+}
+
+// SetTensor gives an initializer new contents under its old name.
+func (p *Patch) SetTensor(v *Value, t *Tensor) {
+	t.Proto.Name = &v.Name
+	p.edits = append(p.edits, func() {
+		t.model = p.g.Model
+		p.g.Model.lazy[t.Proto] = t
+		v.Init = t
+	})
+}
+
+// SetType gives a value a declared type, nil removes it.
+func (p *Patch) SetType(v *Value, typ *onnxpb.TypeProto) {
+	p.edits = append(p.edits, func() {
+		if typ == nil {
+			v.Info = nil
+			return
+		}
+		info := &onnxpb.ValueInfoProto{Name: &v.Name}
+		if v.Info != nil {
+			info.DocString, info.MetadataProps = v.Info.DocString, v.Info.MetadataProps
+		}
+		info.Type = typ
+		v.Info = info
+	})
+}
+
+// Replace hands every reader of old, except the given nodes, to new. When old is an output of the graph, new takes over
+// its name, so that the graph's signature stays.
+func (p *Patch) Replace(old, new *Value, except ...*Node) {
+	ex := map[*Node]bool{}
+	for _, n := range except {
+		ex[n] = true
+	}
+	p.shunts = append(p.shunts, shunt{old, new, ex})
+}
+
+// Expect states the dimensions that inference must find for v once the patch is applied; a Dim of which inference knows
+// nothing agrees with everything.
+func (p *Patch) Expect(v *Value, dims []Dim) { p.seams = append(p.seams, seam{v, dims}) }
+
+// Apply carries the patch out. On an error the graph is as it was.
+func (p *Patch) Apply() (*Facts, error) {
+	before := p.g.snapshot()
+	facts, err := p.apply()
+	if err != nil {
+		before.restore(p.g)
+		return nil, err
+	}
+	return facts, nil
+}
+
+func (p *Patch) apply() (*Facts, error) {
+	for _, v := range p.inits {
+		if err := p.g.define(v); err != nil {
+			return nil, err
+		}
+		v.Init.model = p.g.Model
+		p.g.Model.lazy[v.Init.Proto] = v.Init
+		p.g.Inits = append(p.g.Inits, v)
+	}
+	for _, n := range p.nodes {
+		for i, v := range n.In {
+			if v != nil {
+				v.users = append(v.users, Use{Node: n, Index: i})
+			}
+		}
+		for _, o := range n.Out {
+			if err := p.g.define(o); err != nil {
+				return nil, err
+			}
+		}
+		p.g.Nodes = append(p.g.Nodes, n)
+	}
+	for _, e := range p.edits {
+		e()
+	}
+	for _, s := range p.shunts {
+		if err := p.g.shunt(s); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.g.Sort(); err != nil {
+		return nil, err
+	}
+	if err := p.g.Model.Check(); err != nil {
+		return nil, err
+	}
+	facts := Infer(p.g)
+	for _, s := range p.seams {
+		got, ok := facts.Shape(s.v)
+		if !ok {
+			continue
+		}
+		if len(got) != len(s.dims) {
+			return nil, fmt.Errorf("after the change %q has %d axes, expected %d", s.v.Name, len(got), len(s.dims))
+		}
+		for i, d := range s.dims {
+			if !got[i].Equal(d) && !got[i].Unknown() && !d.Unknown() {
+				return nil, fmt.Errorf("after the change axis %d of %q is %v, expected %v", i, s.v.Name, got[i], d)
+			}
+		}
+	}
+	return facts, nil
+}
+
+// shunt moves readers from one value to another.
+func (g *Graph) shunt(s shunt) error {
+	var moved []Use
+	for _, u := range s.old.users {
+		if u.Node == nil || !s.except[u.Node] {
+			moved = append(moved, u)
+		}
+	}
+	for _, u := range moved {
+		if u.Node != nil {
+			u.Node.SetInput(u.Index, s.new)
+			continue
+		}
+		if s.new.IsOutput() || s.new.Producer == nil {
+			return fmt.Errorf("output %q cannot be handed to %q", s.old.Name, s.new.Name)
+		}
+		s.old.users = slices.DeleteFunc(s.old.users, func(x Use) bool { return x == u })
+		s.new.users = append(s.new.users, u)
+		u.Graph.Outputs[u.Index] = s.new
+		if u.Graph == g {
+			// The name goes with the role; the old value keeps a derived one.
+			aside := g.FreshName(s.old.Name + "_inner")
+			name := s.old.Name
+			delete(g.values, s.old.Name)
+			delete(g.values, s.new.Name)
+			s.old.Name, s.new.Name = aside, name
+			s.new.Info, s.old.Info = s.old.Info, nil
+			g.values[aside], g.values[name] = s.old, s.new
+		}
+	}
+	return nil
+}
+
+// snapshot is the linking of a graph and the bodies inside it, enough to undo any patch.
+type snapshot struct {
+	graphs map[*Graph]graphState
+	nodes  map[*Node]nodeState
+	values map[*Value]Value
+	lazy   map[*onnxpb.TensorProto]*Tensor
+}
+
+type graphState struct {
+	nodes           []*Node
+	inits           []*Value
+	inputs, outputs []*Value
+	values          map[string]*Value
+}
+
+type nodeState struct {
+	in    []*Value
+	attrs []*onnxpb.AttributeProto
+}
+
+func (g *Graph) snapshot() *snapshot {
+	s := &snapshot{map[*Graph]graphState{}, map[*Node]nodeState{}, map[*Value]Value{}, maps.Clone(g.Model.lazy)}
+	var save func(g *Graph)
+	save = func(g *Graph) {
+		s.graphs[g] = graphState{slices.Clone(g.Nodes), slices.Clone(g.Inits), slices.Clone(g.Inputs), slices.Clone(g.Outputs), maps.Clone(g.values)}
+		for _, v := range g.values {
+			c := *v
+			c.users = slices.Clone(v.users)
+			s.values[v] = c
+		}
+		for _, n := range g.Nodes {
+			s.nodes[n] = nodeState{slices.Clone(n.In), slices.Clone(n.Proto.Attribute)}
+			for _, b := range n.bodies() {
+				save(b)
+			}
+		}
+	}
+	save(g)
+	return s
+}
+
+func (s *snapshot) restore(g *Graph) {
+	for gr, st := range s.graphs {
+		gr.Nodes, gr.Inits, gr.Inputs, gr.Outputs, gr.values = st.nodes, st.inits, st.inputs, st.outputs, st.values
+	}
+	for n, st := range s.nodes {
+		n.In, n.Proto.Attribute = st.in, st.attrs
+	}
+	for v, c := range s.values {
+		*v = c
+	}
+	g.Model.lazy = s.lazy
+}

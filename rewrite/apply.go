@@ -1,0 +1,236 @@
+package rewrite
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+	"onnx-dha/graph/onnxpb"
+)
+
+// Apply rewrites the blocks of a plan in m: their keys and values are projected, cached and multiplied with fewer heads.
+// Blocks that the plan does not name stay as they are. On an error m is unchanged.
+func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
+	res := &Result{NodesBefore: len(m.Graph.Nodes), ParamsBefore: parameters(m.Graph)}
+	keep := m.Graph.Dead()
+	e := newEditor(m.Graph, graph.Infer(m.Graph))
+	for _, bp := range plan.Blocks {
+		if err := e.block(bp, plan.Lowering, res); err != nil {
+			return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
+		}
+	}
+	facts, err := e.p.Apply()
+	if err != nil {
+		return nil, fmt.Errorf("the rewritten graph is not consistent, nothing was changed: %w", err)
+	}
+	m.Graph.RemoveDead(keep)
+	redeclare(m.Graph, facts)
+	if err := m.Check(); err != nil {
+		return nil, err
+	}
+	res.NodesAfter, res.ParamsAfter = len(m.Graph.Nodes), parameters(m.Graph)
+	return res, nil
+}
+
+// block prepares the rewrite of one block.
+func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) error {
+	b := bp.Block
+	if form == fusion.Auto || form == "" {
+		form = fusion.Grouped
+	}
+	c := &core{e: e, b: b, k: change{path: b.Key, Fusion: bp.Key}, v: change{path: b.Value, Fusion: bp.Value}, order: natural(b.Heads)}
+	low, ok := lowerings[form]
+	if !ok {
+		return fmt.Errorf("lowering %q is not known", form)
+	}
+	if !low.fits(c) {
+		form = fusion.Expand
+		low = lowerings[form]
+	}
+	for _, s := range []*change{&c.k, &c.v} {
+		s.touched = !s.IsIdentity() || low.single && s.path.Repeat != nil
+		s.single = s.touched && s.path.Repeat != nil
+		if s.touched && len(s.path.PerHead) > 0 {
+			p := s.path.PerHead[0]
+			return fmt.Errorf("%q differs from head to head at %v, so heads cannot be fused", p.Value.Name, p.Node)
+		}
+	}
+	if low.reorder {
+		if err := c.reorderQueries(); err != nil {
+			return err
+		}
+	}
+	q := permutation(b.Query, c.order)
+	q.touched = !identity(c.order)
+
+	// Changes by projection, in the order query, key, value.
+	byProjection := map[*graph.Node][]change{}
+	var order []*graph.Node
+	for _, s := range []change{q, c.k, c.v} {
+		n := s.path.Projection.Node
+		if byProjection[n] == nil {
+			order = append(order, n)
+		}
+		byProjection[n] = append(byProjection[n], s)
+	}
+	for _, n := range order {
+		changes := byProjection[n]
+		if !slices.ContainsFunc(changes, func(s change) bool { return s.touched }) {
+			continue
+		}
+		if err := e.projection(changes); err != nil {
+			return err
+		}
+	}
+	for _, s := range []change{c.k, c.v} {
+		if s.single {
+			e.p.Replace(s.path.Repeat, s.path.Single)
+		}
+	}
+	if err := low.apply(c); err != nil {
+		return err
+	}
+	return e.report(c, form, res)
+}
+
+// projection changes the heads of the paths that share a projection.
+func (e *editor) projection(changes []change) error {
+	p := changes[0].path
+	fused := slices.ContainsFunc(changes, func(s change) bool { return s.touched && !s.IsIdentity() })
+	switch {
+	case !fused: // repeated heads are bypassed, the weight stays
+		for _, s := range changes {
+			if err := e.wires(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	case len(changes) > 1 || p.Entry != p.Projection.Output:
+		return e.packed(changes)
+	}
+	return e.narrow(changes[0])
+}
+
+// report adds a block to the result and changes its caches.
+func (e *editor) report(c *core, form fusion.Lowering, res *Result) error {
+	b := c.b
+	elem := int64(codecs[b.Key.Projection.Weight.Const().DType()].size)
+	res.Blocks = append(res.Blocks, BlockChange{
+		Block: b.Name, Lowering: form, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
+		KeyHeads: c.k.Heads(), ValueHeads: c.v.Heads(),
+		KVBytesBefore: elem * int64(b.KVHeads*b.HeadDim+b.ValueHeads*b.ValueDim),
+		KVBytesAfter:  elem * int64(c.k.Heads()*b.HeadDim+c.v.Heads()*b.ValueDim),
+	})
+	for _, s := range []struct {
+		change
+		cache *attention.Cache
+	}{{c.k, b.KeyCache}, {c.v, b.ValCache}} {
+		if s.cache == nil || !s.touched {
+			continue
+		}
+		if s.cache.Stacked || b.KeyCache != nil && b.ValCache != nil && b.KeyCache.Past != nil && b.KeyCache.Past == b.ValCache.Past {
+			if c.k.Heads() != c.v.Heads() || c.k.single != c.v.single {
+				return fmt.Errorf("keys and values share the cache tensor %q, so they need the same number of heads, not %d and %d", cacheName(s.cache), c.k.Heads(), c.v.Heads())
+			}
+			s.cache.Stacked = true
+		}
+		cc, err := e.cache(s.change, s.cache)
+		if err != nil {
+			return err
+		}
+		if s.cache.Stacked && s.path == b.Value && !slices.Equal(cc.Map, c.k.Map()) {
+			return fmt.Errorf("keys and values share the cache tensor %q, so they need the same groups", cacheName(s.cache))
+		}
+		cc.Block = b.Name
+		if !slices.ContainsFunc(res.Caches, func(o CacheChange) bool { return o.Past == cc.Past && o.Present == cc.Present }) {
+			res.Caches = append(res.Caches, *cc)
+		}
+	}
+	return nil
+}
+
+func cacheName(c *attention.Cache) string {
+	if c.Past != nil {
+		return c.Past.Name
+	}
+	return c.Present.Name
+}
+
+// parameters counts the elements of all floating-point constants with more than one element.
+func parameters(g *graph.Graph) int64 {
+	var n int64
+	count := func(t *graph.Tensor) {
+		if t != nil && t.Len() > 1 {
+			if _, ok := codecs[t.DType()]; ok {
+				n += t.Len()
+			}
+		}
+	}
+	for _, v := range g.Inits {
+		count(v.Init)
+	}
+	g.All(func(nd *graph.Node) bool {
+		if nd.Is("Constant") {
+			count(nd.ConstantTensor())
+		}
+		return true
+	})
+	return n
+}
+
+// redeclare brings the declared types of values into agreement with what inference finds: sizes that became other
+// constants are changed, declarations of another rank are dropped (those of outputs are made anew). Symbolic names stay.
+func redeclare(g *graph.Graph, f *graph.Facts) {
+	for _, n := range g.Nodes {
+		for _, v := range n.Out {
+			if v == nil || v.Info.GetType().GetTensorType().GetShape() == nil {
+				continue
+			}
+			shape, ok := f.Shape(v)
+			if !ok {
+				continue
+			}
+			typ := proto.Clone(v.Info.Type).(*onnxpb.TypeProto)
+			declared := typ.GetTensorType().Shape
+			if len(declared.Dim) != len(shape) {
+				if !v.IsOutput() {
+					v.Info = nil
+					continue
+				}
+				declared.Dim = make([]*onnxpb.TensorShapeProto_Dimension, len(shape))
+				for i := range declared.Dim {
+					declared.Dim[i] = &onnxpb.TensorShapeProto_Dimension{}
+				}
+			}
+			changed := false
+			for i, d := range declared.Dim {
+				c, ok := shape[i].Const()
+				switch x := d.Value.(type) {
+				case *onnxpb.TensorShapeProto_Dimension_DimValue:
+					if ok && x.DimValue != c {
+						d.Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: c}
+						changed = true
+					} else if !ok && !shape[i].Unknown() {
+						d.Value = nil // what was a number depends on the caller now
+						changed = true
+					}
+				case *onnxpb.TensorShapeProto_Dimension_DimParam:
+				default:
+					if ok {
+						d.Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: c}
+						changed = true
+					}
+				}
+			}
+			if changed {
+				info := proto.Clone(v.Info).(*onnxpb.ValueInfoProto)
+				info.Type = typ
+				v.Info = info
+			}
+		}
+	}
+}

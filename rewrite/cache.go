@@ -1,0 +1,77 @@
+package rewrite
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+	"onnx-dha/graph/onnxpb"
+)
+
+// cache changes the number of heads of a cache input and of what leads from it to the Concat, and says how heads map.
+// The present output follows from the path.
+func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
+	repeat := cache.Repeat
+	if c.single {
+		repeat = 1
+	}
+	old := attention.Layout{Outer: 1, Heads: heads(c.path), Repeat: cache.Repeat, Inner: 1, Pure: true}
+	next := attention.Layout{Outer: 1, Heads: c.Heads(), Repeat: repeat, Inner: 1, Pure: true}
+	m := c.Map()
+	change := &CacheChange{Axis: cache.PresentAxis, Map: make([]int, old.Len())}
+	for i := range change.Map {
+		change.Map[i] = m[i/cache.Repeat] * repeat
+	}
+	if cache.Present != nil {
+		change.Present = cache.Present.Name
+	}
+	if cache.Past == nil {
+		return change, nil
+	}
+	change.Past, change.Axis = cache.Past.Name, cache.PastAxis
+	if cache.Present != nil && cache.PresentAxis != cache.PastAxis {
+		return nil, fmt.Errorf("the cache %q has its heads on axis %d and %q on axis %d", cache.Past.Name, cache.PastAxis, cache.Present.Name, cache.PresentAxis)
+	}
+	if old.Len() == next.Len() {
+		return change, nil
+	}
+	for _, n := range cache.PastNodes {
+		if axis, ok := cache.PastWires[n.Out[0]]; ok && n.Is("Reshape") {
+			l, r := old, next
+			l.Axis, r.Axis = axis, axis
+			if err := e.retarget(n, l, r); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for w, axis := range cache.PastWires {
+		for _, u := range w.Users() {
+			if n := u.Node; n != nil && n != cache.Concat && !slices.Contains(cache.PastNodes, n) && !n.Is("Shape") && !n.Is("Size") && !cache.Stacked {
+				return nil, fmt.Errorf("the cache %q is also read by %v", cache.Past.Name, n)
+			}
+		}
+		l, r := old, next
+		l.Axis = axis
+		e.correctShapes(w, axis, l, r)
+	}
+	typ, err := resize(cache.Past, cache.PastAxis, int64(next.Len()))
+	if err != nil {
+		return nil, err
+	}
+	e.p.SetType(cache.Past, typ)
+	return change, nil
+}
+
+// resize returns the declared type of a value with another size on one axis.
+func resize(v *graph.Value, axis int, size int64) (*onnxpb.TypeProto, error) {
+	typ := proto.Clone(v.Info.GetType()).(*onnxpb.TypeProto)
+	dims := typ.GetTensorType().GetShape().GetDim()
+	if axis >= len(dims) {
+		return nil, fmt.Errorf("%q is declared with %d axes, want more than %d", v.Name, len(dims), axis)
+	}
+	dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: size}
+	return typ, nil
+}
