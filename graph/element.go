@@ -150,6 +150,8 @@ func putFloat(expBits, manBits int) func(float64) (uint64, bool) {
 			return sign | inf | 1<<(manBits-1), true
 		case math.IsInf(x, 0):
 			return sign | inf, true
+		case x == 0:
+			return sign, true
 		}
 		x = math.Abs(x)
 		_, e := math.Frexp(x)

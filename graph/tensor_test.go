@@ -69,11 +69,11 @@ func TestEveryElementType(t *testing.T) {
 		c.typed(typed.Proto)
 		for form, x := range map[string]*Tensor{"raw": raw, "typed": typed} {
 			got, err := x.Float64s()
-			if err != nil || !slices.EqualFunc(got, c.want, same) {
+			if err != nil || !slices.EqualFunc(got, c.want, sameFloat) {
 				t.Errorf("%v %s: %v, want %v, %v", c.dtype, form, got, c.want, err)
 			}
 			narrow, err := x.Float32s()
-			if err != nil || !slices.EqualFunc(narrow, c.want, func(a float32, b float64) bool { return same(float64(a), float64(float32(b))) }) {
+			if err != nil || !slices.EqualFunc(narrow, c.want, func(a float32, b float64) bool { return sameFloat(float64(a), float64(float32(b))) }) {
 				t.Errorf("%v %s: as float32 %v, want %v, %v", c.dtype, form, narrow, c.want, err)
 			}
 			if b, err := x.Bytes(); err != nil || !bytes.Equal(b, c.raw) {
@@ -104,7 +104,7 @@ func TestEveryElementType(t *testing.T) {
 	}
 }
 
-func same(a, b float64) bool { return a == b || math.IsNaN(a) && math.IsNaN(b) }
+func sameFloat(a, b float64) bool { return a == b || math.IsNaN(a) && math.IsNaN(b) }
 
 // Every pattern of the two half-size formats comes back, and between two neighbours the nearer one is taken, the even
 // one in the middle.
