@@ -3,6 +3,7 @@ package graph
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"onnx-dha/graph/onnxpb"
@@ -29,13 +30,14 @@ func (m *Model) Check() error {
 	}
 	users := map[*Value][]Use{}
 	c.graph(m.Graph, nil, users)
-	c.users(m.Graph, users)
+	c.users(users)
 	c.functions()
 	return errors.Join(c.faults...)
 }
 
 type checker struct {
 	model  *Model
+	graphs []*Graph // those visited
 	faults []error
 }
 
@@ -85,6 +87,11 @@ func (c *checker) graph(g *Graph, available map[*Value]bool, users map[*Value][]
 		c.fault("%s has no message", where)
 		return
 	}
+	if slices.Contains(g.Inputs, nil) || slices.Contains(g.Inits, nil) || slices.Contains(g.Nodes, nil) {
+		c.fault("%s: an input, initializer or node is nil", where)
+		return
+	}
+	c.graphs = append(c.graphs, g)
 	ready := map[*Value]bool{} // of this graph, computed so far
 	defined := map[string]bool{}
 	define := func(v *Value, what string) {
@@ -149,7 +156,7 @@ func (c *checker) graph(g *Graph, available map[*Value]bool, users map[*Value][]
 			define(v, "output")
 		}
 	}
-	for name := range g.values {
+	for _, name := range slices.Sorted(maps.Keys(g.values)) {
 		if !defined[name] {
 			c.fault("%s: value %q is in no list of the graph", where, name)
 		}
@@ -216,11 +223,11 @@ func (c *checker) node(g *Graph, i int, ready, available map[*Value]bool, users 
 			inner[v] = true
 		}
 	}
-	for name, bodies := range n.Subgraphs {
+	for _, name := range slices.Sorted(maps.Keys(n.Subgraphs)) {
 		if !seen[name] {
 			c.fault("%s: %v: the bodies %q have no attribute", where, n, name)
 		}
-		for _, b := range bodies {
+		for _, b := range n.Subgraphs[name] {
 			if b.Outer != g || b.Owner != n {
 				c.fault("%s: %v: body %q does not name the node as its owner", where, n, name)
 			}
@@ -248,9 +255,10 @@ func (c *checker) visible(g *Graph, v *Value, format string, args ...any) {
 }
 
 // users compares the recorded users of every value with those found.
-func (c *checker) users(g *Graph, found map[*Value][]Use) {
-	g.eachGraph(func(g *Graph) {
-		for _, v := range g.values {
+func (c *checker) users(found map[*Value][]Use) {
+	for _, g := range c.graphs {
+		for _, name := range slices.Sorted(maps.Keys(g.values)) {
+			v := g.values[name]
 			want := found[v]
 			if len(v.users) != len(want) {
 				c.fault("%s: value %q records %d uses, but has %d", g.describe(), v.Name, len(v.users), len(want))
@@ -266,7 +274,7 @@ func (c *checker) users(g *Graph, found map[*Value][]Use) {
 				}
 			}
 		}
-	})
+	}
 }
 
 // describe names the graph in messages.

@@ -180,7 +180,7 @@ func (g *Graph) Dead() map[any]bool {
 		}
 	}
 	for _, v := range g.Inits {
-		if len(v.users) == 0 {
+		if len(v.users) == 0 && !v.IsInput {
 			out[v] = true
 		}
 	}
