@@ -89,7 +89,7 @@ func (a *arch) check(o Options) error {
 	case a.square && a.attnDim() != a.model:
 		return fmt.Errorf("%d heads of %d make %d, but this architecture wants ModelDim %d", a.heads, a.headDim, a.attnDim(), a.model)
 	case o.Static && o.Seq+o.Past > a.maxSeq:
-		return fmt.Errorf("Seq %d + Past %d exceed MaxSeq %d", o.Seq, o.Past, a.maxSeq)
+		return fmt.Errorf("static shape: Seq %d + Past %d exceed MaxSeq %d", o.Seq, o.Past, a.maxSeq)
 	}
 	return nil
 }

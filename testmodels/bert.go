@@ -17,9 +17,7 @@ func buildBERT(e *emitter) {
 	x := e.module("embeddings", func() wire {
 		words := e.embedding("word_embeddings", "embed.weight", ids, a.vocab, a.model)
 		kinds := e.embedding("token_type_embeddings", "types.weight", types, 2, a.model)
-		table := e.habits.constant(e, "", rangeTensor(a.maxSeq)) // the position_ids buffer [1, MaxSeq]
-		at := e.slice(table, 1, num(0), e.dim(ids, 1, e.o.Seq))
-		places := e.embedding("position_embeddings", "positions.weight", at, a.maxSeq, a.model)
+		places := e.embedding("position_embeddings", "positions.weight", e.counted(ids), a.maxSeq, a.model)
 		return e.norm("LayerNorm", "embed_norm", e.op("Add", e.op("Add", words, kinds), places), a.model)
 	})
 	e.in("encoder", func() {

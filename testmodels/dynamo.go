@@ -149,15 +149,17 @@ func (d *dynamo) heads(e *emitter, x wire, s symbols, n int) wire {
 // guard against the NaN that a row of them gives.
 func (d *dynamo) sdpa(e *emitter, q, k, v, mask wire, boolean bool) wire {
 	a := e.a
-	last := e.is(a.headDim)
-	rows, lead := e.is(e.totalStatic()), e.is(e.o.Batch, a.heads)
-	if !e.o.Static {
-		rows = e.node("Shape", []wire{k}, graph.IntAttr("end", -1), graph.IntAttr("start", -2))
-		lead = e.node("Shape", []wire{k}, graph.IntAttr("end", -2), graph.IntAttr("start", 0))
+	var flat, back wire // shapes [B·H, T, d] and [B, H, d, T]
+	if e.o.Static {
+		flat = e.is(e.o.Batch*a.heads, e.totalStatic(), a.headDim)
+		back = e.is(e.o.Batch, a.heads, a.headDim, e.totalStatic())
+	} else {
+		last := e.is(a.headDim)
+		rows := e.node("Shape", []wire{k}, graph.IntAttr("end", -1), graph.IntAttr("start", -2))
+		lead := e.node("Shape", []wire{k}, graph.IntAttr("end", -2), graph.IntAttr("start", 0))
+		flat, back = e.concat(0, e.is(-1), rows, last), e.concat(0, lead, last, rows)
 	}
-	kt := e.reshape(k, e.concat(0, e.is(-1), rows, last))
-	kt = e.transpose(kt, 0, 2, 1)
-	kt = e.reshape(kt, e.concat(0, lead, last, rows))
+	kt := e.reshape(e.transpose(e.reshape(k, flat), 0, 2, 1), back)
 	root := e.fs([]float32{float32(math.Sqrt(a.scale))}, 1)
 	scores := e.op("MatMul", e.op("Mul", q, root), e.op("Mul", kt, root))
 	if boolean {

@@ -251,9 +251,6 @@ type size struct {
 
 func num(n int) size { return size{n: n} }
 
-// nums makes sizes of numbers.
-func nums(n ...int) []size { return each(n, num) }
-
 // dim is the size of an axis as TorchScript traces x.size(axis): a number in a static trace, Shape→Gather otherwise.
 func (e *emitter) dim(x wire, axis, static int) size {
 	if e.o.Static {

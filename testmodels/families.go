@@ -83,7 +83,8 @@ type Family struct {
 	Doc     string // the idioms that this row is here for
 	Decoder bool   // causal; Options.Cache applies
 
-	opset  int64
+	opset  int64 // by default
+	oldest int64 // that has the operators of the style; 11 when zero
 	preset func(*Options)
 	define func(Options) arch
 	build  func(*emitter)
@@ -111,7 +112,7 @@ var families = []Family{
 		Doc: "TorchScript, eager: MatMul+Add c_attn, Split, Div, Where over a sliced causal buffer, then an added padding mask",
 	},
 	{
-		Name: "gpt2-dynamo", Decoder: true, opset: 18, define: gpt2Arch, build: buildGPT2Dynamo,
+		Name: "gpt2-dynamo", Decoder: true, opset: 18, oldest: 18, define: gpt2Arch, build: buildGPT2Dynamo,
 		Doc: "torch dynamo: Gemm on [-1, D], Split num_outputs, constants as initializers, K transposed through a 3-D reshape",
 	},
 	{
@@ -138,9 +139,9 @@ var families = []Family{
 		Doc:    "TorchScript: scale on q alone, scores hidden by Where, causal by comparing Ranges",
 	},
 	{
-		Name: "llama-dynamo", Decoder: true, opset: 18, define: llamaArch, build: buildLlamaDynamo,
+		Name: "llama-dynamo", Decoder: true, opset: 18, oldest: 18, define: llamaArch, build: buildLlamaDynamo,
 		preset: func(o *Options) { o.grouped() },
-		Doc:    "torch dynamo: GQA by Expand and Reshape, K transposed through a 3-D reshape, √s constants, IsNaN guard after the softmax",
+		Doc:    "torch dynamo: GQA by Expand and Reshape, K transposed through a 3-D reshape, √s constants, IsNaN guard after the softmax, one initializer for all equal constants (a head count may also be an axis)",
 	},
 	{
 		Name: "qwen2", Decoder: true, opset: 14, define: llamaArch, build: buildLlama,
@@ -182,11 +183,11 @@ var families = []Family{
 		Doc: "TorchScript: patch Conv, class token, no mask",
 	},
 	{
-		Name: "t5-encoder", opset: 13, define: t5EncoderArch, build: buildT5,
+		Name: "t5-encoder", opset: 13, oldest: 12, define: t5EncoderArch, build: buildT5,
 		Doc: "TorchScript: relative position bias [1, H, S, S] added with the mask, no scale",
 	},
 	{
-		Name: "t5-decoder", Decoder: true, opset: 13, define: t5DecoderArch, build: buildT5,
+		Name: "t5-decoder", Decoder: true, opset: 13, oldest: 12, define: t5DecoderArch, build: buildT5,
 		Doc: "TorchScript: causal relative bias, self-attention cache, cross attention to encoder_hidden_states",
 	},
 	{
@@ -262,8 +263,8 @@ func (f Family) resolve(o Options) (Options, error) {
 	switch {
 	case o.Cache && !f.Decoder:
 		return o, fmt.Errorf("test model %s: an encoder has no cache", f.Name)
-	case o.Opset < 11 || o.Opset < 18 && f.opset == 18:
-		return o, fmt.Errorf("test model %s: opset %d is older than its idioms, want %d or more", f.Name, o.Opset, min(f.opset, 18))
+	case o.Opset < max(f.oldest, 11):
+		return o, fmt.Errorf("test model %s: opset %d is older than its operators, want %d or more", f.Name, o.Opset, max(f.oldest, 11))
 	case o.DType != onnxpb.TensorProto_FLOAT && o.DType != onnxpb.TensorProto_FLOAT16:
 		return o, fmt.Errorf("test model %s: weights of type %v, want FLOAT or FLOAT16", f.Name, o.DType)
 	case o.Heads%o.KVHeads != 0:
@@ -272,27 +273,27 @@ func (f Family) resolve(o Options) (Options, error) {
 	return o, nil
 }
 
-// open resolves the options and makes the weights.
-func (f Family) open(o Options) (Options, *arch, bank, error) {
+// open resolves the options and defines the architecture.
+func (f Family) open(o Options) (Options, *arch, error) {
 	o, err := f.resolve(o)
 	if err != nil {
-		return o, nil, nil, err
+		return o, nil, err
 	}
 	a := f.define(o)
 	a.maxSeq = o.MaxSeq
 	if err := a.check(o); err != nil {
-		return o, nil, nil, fmt.Errorf("test model %s: %w", f.Name, err)
+		return o, nil, fmt.Errorf("test model %s: %w", f.Name, err)
 	}
-	return o, &a, a.generate(o.Seed), nil
+	return o, &a, nil
 }
 
 // Build makes the ONNX model. The error names the option that the family cannot satisfy.
 func (f Family) Build(o Options) (*graph.Model, error) {
-	o, a, w, err := f.open(o)
+	o, a, err := f.open(o)
 	if err != nil {
 		return nil, err
 	}
-	return f.assemble(o, a, w), nil
+	return f.assemble(o, a, a.generate(o.Seed)), nil
 }
 
 // assemble runs the builder on given weights.
@@ -314,9 +315,9 @@ func (f Family) assemble(o Options, a *arch, w bank) *graph.Model {
 
 // Reference returns the plain implementation of the same model: same weights, same input and output names.
 func (f Family) Reference(o Options) (*Reference, error) {
-	o, a, w, err := f.open(o)
+	o, a, err := f.open(o)
 	if err != nil {
 		return nil, err
 	}
-	return &Reference{a: a, w: w.widen(), cache: o.Cache}, nil
+	return &Reference{a: a, w: a.generate(o.Seed).widen(), cache: o.Cache}, nil
 }

@@ -1,8 +1,6 @@
 package testmodels
 
-import (
-	"math/rand/v2"
-)
+import "math/rand/v2"
 
 // Shape sizes the inputs of one run.
 type Shape struct {
@@ -14,7 +12,7 @@ type Shape struct {
 // Inputs makes inputs for a model of these options: random tokens, masks, positions counted over the mask, and a past
 // of random keys and values. Static options fix the shape but for Pad.
 func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error) {
-	o, a, _, err := f.open(o)
+	o, a, err := f.open(o)
 	if err != nil {
 		return nil, err
 	}

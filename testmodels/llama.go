@@ -1,7 +1,5 @@
 package testmodels
 
-import "math"
-
 // llamaArch is Llama (Touvron et al., arXiv 2302.13971) and its descendants: RMS norms, rotary positions, gated SiLU;
 // biases on q, k, v for Qwen2, per-head norms for Qwen3.
 func llamaArch(o Options) arch {
@@ -95,10 +93,4 @@ func (e *emitter) llamaAttention(i int, x, mask wire, r rotation, pasts [][2]wir
 	k, v = e.repeatKV(k), e.repeatKV(v)
 	y := e.unheads(e.eager(q, k, v, mask), batch, seq)
 	return e.linear("o_proj", layer(i, "o"), y, a.model, a.attnDim())
-}
-
-// turn returns cos and sin of rotary pair i at position p.
-func (e *emitter) turn(p, i int) (cos, sin float32) {
-	s, c := math.Sincos(float64(p) * e.a.frequency(i))
-	return float32(c), float32(s)
 }

@@ -146,15 +146,14 @@ func readLlama2C(r io.Reader, size int64) (f Family, o Options, a *arch, w bank,
 	if f, err = Get("llama-interleaved"); err != nil {
 		return f, o, nil, nil, err
 	}
-	o, err = f.resolve(Options{
+	o, a, err = f.open(Options{
 		Layers: int(h.Layers), Heads: int(h.Heads), KVHeads: int(h.KVHeads), HeadDim: int(h.Dim / h.Heads), ModelDim: int(h.Dim),
 		FFN: int(h.Hidden), Vocab: int(max(h.Vocab, -h.Vocab)), MaxSeq: int(h.SeqLen), Cache: true,
 	})
 	if err != nil {
 		return f, o, nil, nil, err
 	}
-	arch := f.define(o)
-	arch.maxSeq, arch.tied = o.MaxSeq, h.tied()
+	a.tied = h.tied()
 	w = bank{}
 	for _, s := range h.sections() {
 		n := 1
@@ -179,5 +178,5 @@ func readLlama2C(r io.Reader, size int64) (f Family, o Options, a *arch, w bank,
 			w[name] = data
 		}
 	}
-	return f, o, &arch, w, nil
+	return f, o, a, w, nil
 }

@@ -54,7 +54,7 @@ func checkpoint(t testing.TB, h llama2cHeader) ([]byte, *Reference, Family, Opti
 		Layers: int(h.Layers), Heads: int(h.Heads), KVHeads: int(h.KVHeads), HeadDim: int(h.Dim / h.Heads), ModelDim: int(h.Dim),
 		FFN: int(h.Hidden), Vocab: int(max(h.Vocab, -h.Vocab)), MaxSeq: int(h.SeqLen), Cache: true, Seed: 11,
 	}
-	_, a, _, err := f.open(o)
+	_, a, err := f.open(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,9 +86,7 @@ func (e *emitter) transformerEncoder(attention func(i int, x, mask wire) wire) {
 	ids, mask := e.tokens("input_ids"), e.attentionMask()
 	a := e.a
 	x := e.embedding("embed", "embed.weight", ids, a.vocab, a.model)
-	table := e.habits.constant(e, "", rangeTensor(a.maxSeq))
-	at := e.slice(table, 1, num(0), e.dim(ids, 1, e.o.Seq))
-	x = e.op("Add", x, e.embedding("positions", "positions.weight", at, a.maxSeq, a.model))
+	x = e.op("Add", x, e.embedding("positions", "positions.weight", e.counted(ids), a.maxSeq, a.model))
 	x = e.transpose(x, 1, 0, 2)
 	mask = e.op("Where", e.castBool(mask), e.f(0), e.f(math.Inf(-1)))
 	e.in("transformer_encoder", func() {

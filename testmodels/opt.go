@@ -1,7 +1,5 @@
 package testmodels
 
-import "onnx-dha/graph"
-
 // optArch is OPT (Zhang et al., arXiv 2205.01068): learned positions counted over the attention mask, two rows further,
 // ReLU, the embedding as classifier.
 func optArch(o Options) arch {
@@ -16,7 +14,7 @@ func buildOPT(e *emitter) {
 	ids, mask := e.tokens("input_ids"), e.attentionMask()
 	pasts := e.pasts()
 	a := e.a
-	x := e.in3("model", "decoder", func() wire {
+	x := e.module("model/decoder", func() wire {
 		x := e.embedding("embed_tokens", "embed.weight", ids, a.vocab, a.model)
 		places := e.module("embed_positions", func() wire {
 			count := e.op("CumSum", mask, e.i(1))
@@ -40,11 +38,6 @@ func buildOPT(e *emitter) {
 	})
 	e.tied("lm_head", x)
 	e.outputs()
-}
-
-// in3 is module for a module within a module.
-func (e *emitter) in3(outer, inner string, body func() wire) wire {
-	return e.module(outer, func() wire { return e.module(inner, body) })
 }
 
 // optMask is the sum of a causal mask and an expanded padding mask, each 0 or lowest. Where both hide the sum overflows
@@ -82,13 +75,4 @@ func (e *emitter) optAttention(i int, x, mask wire, pasts [][2]wire) wire {
 	y = e.transpose(e.view(y, batch, num(a.heads), seq, num(a.headDim)), 0, 2, 1, 3)
 	y = e.view(y, batch, seq, num(a.attnDim()))
 	return e.linear("out_proj", layer(i, "o"), y, a.model, a.attnDim())
-}
-
-// rangeTensor is 0..n-1 as [1, n].
-func rangeTensor(n int) *graph.Tensor {
-	data := make([]int64, n)
-	for i := range data {
-		data[i] = int64(i)
-	}
-	return graph.NewTensor("", []int64{1, int64(n)}, data)
 }

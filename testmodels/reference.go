@@ -52,12 +52,22 @@ func (r *Reference) Run(in map[string]Array) (map[string]Array, error) {
 	if !ok || len(x.Dims) < 2 {
 		return nil, fmt.Errorf("reference: input %q is missing or has no batch and sequence", first)
 	}
+	batch := x.Dims[0]
 	for name, v := range in {
 		if len(v.F)+len(v.I) != v.Len() {
 			return nil, fmt.Errorf("reference: input %q holds %d elements, its dims %v call for %d", name, len(v.F)+len(v.I), v.Dims, v.Len())
 		}
+		if len(v.Dims) < 2 || v.Dims[0] != batch {
+			return nil, fmt.Errorf("reference: input %q has dims %v, want a batch of %d first", name, v.Dims, batch)
+		}
 	}
-	batch := x.Dims[0]
+	for name, bound := range map[string]int{"input_ids": r.a.vocab, "token_type_ids": 2, "position_ids": r.a.maxSeq} {
+		for _, id := range in[name].I {
+			if id < 0 || id >= int64(bound) {
+				return nil, fmt.Errorf("reference: %s has %d, want 0 to %d", name, id, bound-1)
+			}
+		}
+	}
 	out := map[string]Array{}
 	for b := range batch {
 		s, err := r.sequence(in, b)

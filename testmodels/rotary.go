@@ -1,5 +1,7 @@
 package testmodels
 
+import "math"
+
 // rotation is the pair of tables cos and sin at the tokens' positions.
 type rotation struct{ cos, sin wire }
 
@@ -34,6 +36,12 @@ func (e *emitter) tables(width int, column func(i int) int) (cos, sin []float32)
 		}
 	}
 	return cos, sin
+}
+
+// turn returns cos and sin of rotary pair i at position p.
+func (e *emitter) turn(p, i int) (cos, sin float32) {
+	s, c := math.Sincos(float64(p) * e.a.frequency(i))
+	return float32(c), float32(s)
 }
 
 // gathered looks up precomputed tables [MaxSeq, width] at position_ids: [B, S, width].

@@ -303,6 +303,17 @@ func TestVariantsAgreeWithReference(t *testing.T) {
 	}
 }
 
+func TestOldestAndNewestOpsets(t *testing.T) {
+	openRuntime(t)
+	for _, f := range Families() {
+		for _, opset := range []int64{max(f.oldest, 11), 21} {
+			t.Run(fmt.Sprintf("%s/%d", f.Name, opset), func(t *testing.T) {
+				checkAgainstReference(t, f, Options{Cache: f.Decoder, Opset: opset})
+			})
+		}
+	}
+}
+
 func TestHalfPrecision(t *testing.T) {
 	openRuntime(t)
 	for _, f := range Families() {
@@ -392,10 +403,10 @@ func TestOptionErrors(t *testing.T) {
 		{"llama", Options{Layers: -1}, "Layers is -1"},
 		{"llama", Options{Heads: 4, KVHeads: 3}, "3 KV heads do not divide 4 heads"},
 		{"llama", Options{HeadDim: 7}, "RotaryDim 7, want an even number"},
-		{"llama", Options{Opset: 10}, "opset 10 is older"},
+		{"llama", Options{Opset: 10}, "opset 10 is older than its operators, want 11"},
 		{"llama", Options{DType: onnxpb.TensorProto_DOUBLE}, "weights of type DOUBLE"},
 		{"llama", Options{Static: true, Seq: 60, Past: 5}, "exceed MaxSeq 64"},
-		{"llama-dynamo", Options{Opset: 17}, "opset 17 is older than its idioms, want 18"},
+		{"llama-dynamo", Options{Opset: 17}, "opset 17 is older than its operators, want 18"},
 		{"gpt2", Options{KVHeads: 2}, "2 KV heads for 4 heads"},
 		{"bert", Options{Cache: true}, "an encoder has no cache"},
 		{"mha", Options{ModelDim: 40}, "wants ModelDim 40"},
@@ -410,6 +421,42 @@ func TestOptionErrors(t *testing.T) {
 	}
 	if _, err := Get("gpt5"); err == nil {
 		t.Error("an unknown family gives no error")
+	}
+}
+
+func TestReferenceErrors(t *testing.T) {
+	f, err := Get("llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Cache: true}
+	r, err := f.Reference(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		v    Array
+		want string
+	}{
+		{"input_ids", Array{}, "missing"},
+		{"input_ids", Ints([]int64{1, 2, 64, 4}, 2, 2), "input_ids has 64, want 0 to 63"},
+		{"position_ids", Ints([]int64{0, 1}, 1, 2), "want a batch of 2"},
+		{"attention_mask", Ints(make([]int64, 4), 2, 2), "covers 2 positions, want past + seq = 3"},
+		{"past_key_values.1.key", Floats(make([]float64, 8), 2, 1, 1, 4), "past_key_values.1.key"},
+		{"past_key_values.1.key", Floats(nil, 2, 4, 1, 8), "holds 0 elements"},
+	} {
+		in, err := f.Inputs(o, Shape{Batch: 2, Seq: 2, Past: 1}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in[c.name] = c.v
+		if c.v.Dims == nil {
+			delete(in, c.name)
+		}
+		if _, err := r.Run(in); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %v: error %v, want one with %q", c.name, c.v.Dims, err, c.want)
+		}
 	}
 }
 

@@ -105,6 +105,16 @@ func (e *emitter) embedding(module, w string, ids wire, rows, width int) wire {
 	})
 }
 
+// counted is 0, 1, … for as many tokens as ids [B, S] has, [1, S]: a slice of the buffer of position ids.
+func (e *emitter) counted(ids wire) wire {
+	buffer := make([]int64, e.a.maxSeq)
+	for i := range buffer {
+		buffer[i] = int64(i)
+	}
+	table := e.habits.constant(e, "", graph.NewTensor("", []int64{1, int64(len(buffer))}, buffer))
+	return e.slice(table, 1, num(0), e.dim(ids, 1, e.o.Seq))
+}
+
 // norm is the architecture's norm called w: LayerNormalization from opset 17 on, its parts before; RMS norms are always
 // in parts. A name given by to goes to the result.
 func (e *emitter) norm(module, w string, x wire, width int) wire {

@@ -19,7 +19,7 @@ func buildViT(e *emitter) {
 	x := e.module("vit", func() wire {
 		x := e.module("embeddings", func() wire {
 			batch := e.dim(pixels, 0, e.o.Batch)
-			x := e.in3("patch_embeddings", "projection", func() wire {
+			x := e.module("patch_embeddings/projection", func() wire {
 				w := e.weights(e.param("weight"), "patch.weight", a.model, 3, a.patch, a.patch)
 				p := int64(a.patch)
 				return e.node("Conv", []wire{pixels, w, e.weights(e.param("bias"), "patch.bias", a.model)},
