@@ -50,16 +50,44 @@ func DefaultCases(s *Signature) []Case {
 			Case{Batch: 3, Seq: 1, Past: 9, Padding: true},
 		)
 	}
+	limit := s.positions()
 	var out []Case
 	seen := map[string]bool{}
 	for _, c := range cases {
+		if limit > 0 {
+			c.Seq = min(c.Seq, limit)
+			c.Past = min(c.Past, limit-c.Seq)
+		}
 		c = s.settle(c)
-		if !seen[c.Name] {
-			seen[c.Name] = true
+		if key := s.sizes(c); !seen[key] {
+			seen[key] = true
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+// positions returns the number of rows of the model's smallest table of positions, 0 when it looks none up.
+func (s *Signature) positions() int {
+	rows := 0
+	for _, in := range s.Inputs {
+		if in.Role == Positions && in.Rows > 0 && (rows == 0 || int(in.Rows) < rows) {
+			rows = int(in.Rows)
+		}
+	}
+	return rows
+}
+
+// sizes tells cases apart by what they make of a model.
+func (s *Signature) sizes(c Case) string {
+	var b strings.Builder
+	env, _ := s.env(c)
+	for _, in := range s.Inputs {
+		shape, _ := s.shape(in, c, env)
+		fmt.Fprint(&b, shape)
+	}
+	fmt.Fprint(&b, c.Padding)
+	return b.String()
 }
 
 // settle brings a case into agreement with what the model fixes, and names it.
@@ -183,9 +211,14 @@ func (s *Signature) shape(in Input, c Case, env map[string]int64) ([]int64, erro
 		n, ok := d.Eval(env)
 		if v, set := c.Sizes[axisName(in.Name, axis)]; set {
 			n, ok = int64(v), true
-		} else if _, fixed := d.Const(); !fixed && in.Role == MaskOnes && s.axisQuantity(in, axis) == Total && !overridden(d.Symbols(), c.Sizes) {
-			// Exporters sometimes name this axis like the tokens'; the mask covers the cache all the same.
-			n, ok = int64(c.Past+c.Seq), true
+		} else if _, sole := soleSymbol(d); sole && !overridden(d.Symbols(), c.Sizes) {
+			// Exporters sometimes name these axes like the tokens'; the places say more than the names.
+			switch q := s.axisQuantity(in, axis); {
+			case q == Total && in.Role == MaskOnes:
+				n, ok = int64(c.Past+c.Seq), true
+			case q == Past:
+				n, ok = int64(c.Past), true
+			}
 		}
 		if !ok || n < 0 {
 			return nil, fmt.Errorf("dimension %d, %q, comes to no size for case %s; give one by the name of the symbol", axis, d, c.Name)
@@ -208,7 +241,9 @@ var makers = map[Role]maker{
 	MaskOnes:  makeMask,
 	Positions: makePositions,
 	Segments:  constant(0),
-	Indices:   constant(0),
+	Integers: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
+		return fill(shape, float64(min(len(shape)/2, 1))), nil
+	},
 	Flags:     constant(1),
 	Numbers:   makeNormal,
 	PastCache: makeNormal,

@@ -97,13 +97,17 @@ type pairRun struct {
 	notes               []string
 }
 
-func newPairRun(q Request) (r *pairRun, err error) {
-	r = &pairRun{Request: q, maps: mapsByName(q.Caches)}
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
+func newPairRun(q Request) (*pairRun, error) {
+	r := &pairRun{Request: q, maps: mapsByName(q.Caches)}
+	if err := r.open(); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *pairRun) open() (err error) {
+	q := r.Request
 	exact, drift := q.Exact, q.Drift
 	if exact == nil {
 		t := Exact()
@@ -114,29 +118,29 @@ func newPairRun(q Request) (r *pairRun, err error) {
 		drift = &t
 	}
 	if err := errors.Join(exact.Check(), drift.Check()); err != nil {
-		return nil, err
+		return err
 	}
 	if r.original, err = Open(q.Original, q.Session); err != nil {
-		return nil, fmt.Errorf("original: %w", err)
+		return fmt.Errorf("original: %w", err)
 	}
 	if r.rewritten, err = Open(q.Rewritten, q.Session); err != nil {
-		return nil, fmt.Errorf("rewritten: %w", err)
+		return fmt.Errorf("rewritten: %w", err)
 	}
 	if err := sameInputs(r.original, r.rewritten); err != nil {
-		return nil, err
+		return err
 	}
 	r.drift = &section{reference: r.original, tolerance: drift.For(r.original.Precision)}
 	if q.Tied == "" {
-		return r, nil
+		return nil
 	}
 	if r.tied, err = Open(q.Tied, q.Session); err != nil {
-		return nil, fmt.Errorf("tied reference: %w", err)
+		return fmt.Errorf("tied reference: %w", err)
 	}
 	if err := sameInputs(r.tied, r.rewritten); err != nil {
-		return nil, err
+		return err
 	}
 	r.exact = &section{reference: r.tied, tolerance: exact.For(r.original.Precision)}
-	return r, nil
+	return nil
 }
 
 func (r *pairRun) close() {
@@ -217,6 +221,11 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 	// Without a cache to start from both models see the same. Invented keys and values that all heads of a group share
 	// say nothing about the drift of the model, whose heads would differ.
 	drifts := c.Past == 0 || len(r.maps) == 0
+	if _, fixed := r.original.fixed[Past]; fixed && !drifts {
+		if err := r.hidden(ctx, b); err != nil {
+			return err
+		}
+	}
 	if r.exact == nil && !drifts {
 		return nil
 	}
@@ -247,6 +256,39 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 		}
 		r.compare(s, c.Name, ref, got, newest(b.real, c.Seq))
 	}
+	return nil
+}
+
+// hidden measures drift on a model whose cache has a fixed length: with a mask over all of it, a cache says nothing.
+func (r *pairRun) hidden(ctx context.Context, b batch) error {
+	if !r.original.pads() {
+		r.note("drift cannot be measured on a cache of fixed length without a mask to hide it")
+		return nil
+	}
+	b.Name += " hidden"
+	b.real = make([][]bool, b.Batch)
+	for i := range b.real {
+		b.real[i] = append(make([]bool, b.Past), slices.Repeat([]bool{true}, b.Seq)...)
+	}
+	var out [2]map[string]*ort.Tensor
+	for i, m := range []*Model{r.original, r.rewritten} {
+		in, err := m.feed(b, nil)
+		if err != nil {
+			return fmt.Errorf("case %s, model %q: %w", b.Name, m.Path, err)
+		}
+		out[i], err = m.session.Run(ctx, in)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && m == r.original:
+			r.note("case %s is left out: %v", b.Name, err)
+			return nil
+		case err != nil:
+			r.drift.fail(b.Name, err)
+			return nil
+		}
+	}
+	r.compare(r.drift, b.Name, out[0], out[1], nil)
 	return nil
 }
 
@@ -330,12 +372,13 @@ func (r *pairRun) decodeCases() []decodeCase {
 		return nil
 	}
 	steps, prompt := cmp.Or(r.Steps, DefaultSteps), cmp.Or(r.Prompt, DefaultPrompt)
-	for _, in := range m.Inputs {
-		if in.Role == Positions && in.Rows > 0 && int64(prompt+steps) > in.Rows {
-			r.note("decode is cut short: the model has %d positions", in.Rows)
-			prompt = min(prompt, int(in.Rows)-1)
-			steps = int(in.Rows) - prompt
-		}
+	if n, ok := m.fixed[Seq]; ok {
+		prompt = n
+	}
+	if rows := m.positions(); rows > 0 && prompt+steps > rows {
+		r.note("decode is cut short: the model has %d positions", rows)
+		prompt = min(prompt, rows-1)
+		steps = rows - prompt
 	}
 	var out []decodeCase
 	for _, n := range []int{1, 2} {
@@ -471,6 +514,9 @@ func (r *pairRun) report() (*Report, error) {
 		rep.Exact = r.exact.result("tied reference")
 	}
 	rep.Drift = r.drift.result("original")
+	if len(rep.Drift.Lines) == 0 {
+		rep.Notes = append(rep.Notes, "drift was not measured: every case starts from an invented cache")
+	}
 	if len(rep.Drift.Lines) == 0 && (rep.Exact == nil || len(rep.Exact.Lines) == 0) {
 		return nil, fmt.Errorf("nothing could be compared: %s", cmp.Or(strings.Join(r.notes, "; "), "no case was given"))
 	}

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -60,7 +61,7 @@ const (
 	HasPast   Role = "has past"      // whether the cache is used
 	Numbers   Role = "numbers"       // normally distributed
 	Flags     Role = "flags"         // true
-	Indices   Role = "indices"       // zeros
+	Integers  Role = "integers"      // of unknown meaning: ones in [batch, …], zero alone
 )
 
 // Quantity is what a dimension counts.
@@ -90,7 +91,7 @@ var roleRows = []roleRow{
 	{Positions, isInt, []string{"position"}},
 	{Segments, isInt, []string{"token_type", "segment"}},
 	{LastPos, isInt, []string{"seqlens_k"}},
-	{TotalLen, isInt, []string{"total_seq", "total_len"}},
+	{TotalLen, isInt, []string{"total_seq", "total_len", "seqlen"}},
 	{PastLen, isInt, []string{"past_seq", "past_len", "start_pos"}},
 	{TokenIDs, isInt, []string{"input_ids", "token", "ids"}},
 }
@@ -203,15 +204,18 @@ func (s *Signature) role(in *Input) Role {
 	case isInt(in.DType) && len(in.Dims) >= 1 && in.Rows > 0:
 		return TokenIDs
 	case isInt(in.DType):
-		return Indices
+		return Integers
 	case isBool(in.DType):
 		return Flags
 	}
 	return Numbers
 }
 
-// passes lists operators that give the elements of their first input on unchanged.
-var passes = []string{"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Slice", "Clip", "Concat", "Split"}
+// passes lists operators that give indices on: unchanged from their first input, or computed from any (-1).
+var passes = map[string]int{
+	"Identity": 0, "Cast": 0, "Reshape": 0, "Flatten": 0, "Squeeze": 0, "Unsqueeze": 0, "Transpose": 0, "Expand": 0, "Slice": 0,
+	"Clip": 0, "Split": 0, "Concat": -1, "Add": -1, "Sub": -1, "Mul": -1, "Where": -1,
+}
 
 // tableRows follows indices to the tables they are looked up in and returns the smallest number of rows, 0 when there
 // is no table.
@@ -232,7 +236,7 @@ func tableRows(v *graph.Value) int64 {
 			if n := lookup(u); n > 0 && (rows == 0 || n < rows) {
 				rows = n
 			}
-			if slices.Contains(passes, u.Node.OpType) && (u.Index == 0 || u.Node.OpType == "Concat") {
+			if at, ok := passes[u.Node.OpType]; ok && (at == u.Index || at < 0) {
 				queue = append(queue, u.Node.Out...)
 			}
 		}
@@ -330,16 +334,17 @@ func (s *Signature) findPrecision(g *graph.Graph) {
 	}
 }
 
-// nameWords tells what a symbol counts by words of its name, tried in order.
+// nameWords tells what a symbol counts by words of its name, tried in order. "batch" comes last: there are names like
+// max_seq_len_in_batch.
 var nameWords = []struct {
 	quantity Quantity
 	words    []string
 }{
-	{Batch, []string{"batch"}},
 	{Encoder, []string{"encoder"}},
 	{Total, []string{"total", "mask", "all_seq"}},
 	{Past, []string{"past", "cache", "kv_", "history", "mem"}},
 	{Seq, []string{"seq", "len", "time", "token"}},
+	{Batch, []string{"batch"}},
 }
 
 func quantityByName(symbol string) (Quantity, bool) {
@@ -352,12 +357,22 @@ func quantityByName(symbol string) (Quantity, bool) {
 	return Other, false
 }
 
-// countDims decides what every symbol counts: by its name when it has one that tells, else by its place in an input
-// whose role is known.
+// countDims decides what every symbol counts: by its place in an input of token ids, else by its name when it has one
+// that tells, else by its place in an input whose role is known.
 func (s *Signature) countDims() {
+	if tokens := s.input(s.Tokens); tokens != nil {
+		for axis, d := range tokens.Dims {
+			if sym, ok := soleSymbol(d); ok {
+				s.quantity[sym] = s.axisQuantity(*tokens, axis)
+			}
+		}
+	}
 	for _, in := range s.Inputs {
 		for axis, d := range in.Dims {
 			for _, sym := range d.Symbols() {
+				if _, known := s.quantity[sym]; known {
+					continue
+				}
 				if sym == axisName(in.Name, axis) {
 					continue
 				}
@@ -368,7 +383,7 @@ func (s *Signature) countDims() {
 		}
 	}
 	// Roles whose axes are certain come first: a symbol means the same wherever it stands.
-	order := []Role{TokenIDs, PastCache, Positions, Segments, MaskOnes, Numbers, Flags, Indices, LastPos}
+	order := []Role{TokenIDs, PastCache, Positions, Segments, MaskOnes, Numbers, Flags, Integers, LastPos}
 	for _, role := range order {
 		for _, in := range s.Inputs {
 			if in.Role != role {
@@ -377,19 +392,34 @@ func (s *Signature) countDims() {
 			for axis, d := range in.Dims {
 				q := s.axisQuantity(in, axis)
 				if n, ok := d.Const(); ok {
-					if _, known := s.fixed[q]; !known && role != Numbers && q != Other {
+					if _, known := s.fixed[q]; !known && q != Other && (role != Numbers || s.batched(in, q)) {
 						s.fixed[q] = int(n)
 					}
 					continue
 				}
-				if syms := d.Symbols(); len(syms) == 1 && d.Equal(graph.Sym(syms[0])) {
-					if _, known := s.quantity[syms[0]]; !known {
-						s.quantity[syms[0]] = q
+				if sym, ok := soleSymbol(d); ok {
+					if _, known := s.quantity[sym]; !known {
+						s.quantity[sym] = q
 					}
 				}
 			}
 		}
 	}
+}
+
+// batched reports whether an axis of numbers that should count sequences does: numbers come in many forms, weights among
+// them, so nothing else may say what the batch is.
+func (s *Signature) batched(in Input, q Quantity) bool {
+	return q == Batch && s.Tokens == "" && len(in.Dims) >= 3 && !slices.Contains(slices.Collect(maps.Values(s.quantity)), Batch)
+}
+
+// soleSymbol returns the symbol that d consists of.
+func soleSymbol(d graph.Dim) (string, bool) {
+	syms := d.Symbols()
+	if len(syms) != 1 || !d.Equal(graph.Sym(syms[0])) {
+		return "", false
+	}
+	return syms[0], true
 }
 
 // axisQuantity says what an axis of an input counts by the input's role.
@@ -425,11 +455,11 @@ func (s *Signature) axisQuantity(in Input, axis int) Quantity {
 			return Past
 		case axis == c.SeqAxis:
 			return Encoder
-		case axis == 0:
+		case axis == batchAxis(in):
 			return Batch
 		}
 		return Other
-	case Numbers, Flags, Indices, LastPos:
+	case Numbers, Flags, Integers, LastPos:
 		switch {
 		case axis == 0:
 			return Batch
@@ -440,17 +470,26 @@ func (s *Signature) axisQuantity(in Input, axis int) Quantity {
 	return Other
 }
 
+// batchAxis is the first axis of a cache, or the second when keys and values are stacked in one tensor.
+func batchAxis(in Input) int {
+	if n, fixed := in.Dims[0].Const(); fixed && n == 2 && len(in.Dims) == 5 {
+		return 1
+	}
+	return 0
+}
+
 // grows reports whether the model has a cache that gets longer with every step.
 func (s *Signature) grows() bool {
 	return slices.ContainsFunc(s.Caches, func(c CachePair) bool { return c.Grows })
 }
 
-// IsDecoder reports whether the model can generate: it takes token ids of any length and scores tokens.
+// IsDecoder reports whether the model can generate: it scores tokens, and takes token ids of any length, or one at a
+// time beside a cache.
 func (s *Signature) IsDecoder() bool {
 	in := s.input(s.Tokens)
 	if in == nil || s.Logits == "" || len(in.Dims) == 0 {
 		return false
 	}
-	_, fixed := in.Dims[len(in.Dims)-1].Const()
-	return !fixed
+	n, fixed := in.Dims[len(in.Dims)-1].Const()
+	return !fixed || n == 1 && s.grows()
 }

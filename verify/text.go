@@ -23,6 +23,13 @@ func Generate(ctx context.Context, m *Model, prompt []int64, n int, stop ...int6
 	}
 	var out []int64
 	feed := prompt
+	if m.fixed[Seq] == 1 {
+		for ; len(feed) > 1; feed = feed[1:] {
+			if _, err := d.Step(ctx, [][]int64{feed[:1]}, nil); err != nil {
+				return nil, err
+			}
+		}
+	}
 	for len(out) < n {
 		got, err := d.Step(ctx, [][]int64{feed}, nil)
 		if err != nil {
