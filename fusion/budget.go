@@ -63,6 +63,19 @@ func CacheShare(fraction float64) Target {
 	}
 }
 
+// CachedHeads returns how many key and value heads the cache of a block holds: more than are projected where the graph
+// caches heads that it has repeated for grouped queries. Without a cache they are those that are projected.
+func CachedHeads(b *attention.Block) (key, value int) {
+	key, value = b.KVHeads, b.ValueHeads
+	if c := b.KeyCache; c != nil {
+		key = max(key, c.Heads)
+	}
+	if c := b.ValCache; c != nil {
+		value = max(value, c.Heads)
+	}
+	return key, value
+}
+
 // CacheBytes returns the bytes that one position of one sequence takes in the cache of a block with the given numbers
 // of key and value heads. The element type is that of the block's cache, or of its projected keys and values when the
 // graph has none; what has no known type counts as nothing.

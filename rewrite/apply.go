@@ -118,12 +118,18 @@ func (e *editor) projection(changes []change) error {
 // report adds a block to the result and changes its caches.
 func (e *editor) report(c *core, form fusion.Lowering, res *Result) error {
 	b := c.b
-	elem := int64(codecs[b.Key.Projection.Weight.Const().DType()].size)
+	keys, values := fusion.CachedHeads(b)
+	before := fusion.CacheBytes(b, e.facts, keys, values)
+	if c.k.touched {
+		keys = c.k.Heads()
+	}
+	if c.v.touched {
+		values = c.v.Heads()
+	}
 	res.Blocks = append(res.Blocks, BlockChange{
 		Block: b.Name, Lowering: form, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
 		KeyHeads: c.k.Heads(), ValueHeads: c.v.Heads(),
-		KVBytesBefore: elem * int64(b.KVHeads*b.HeadDim+b.ValueHeads*b.ValueDim),
-		KVBytesAfter:  elem * int64(c.k.Heads()*b.HeadDim+c.v.Heads()*b.ValueDim),
+		KVBytesBefore: before, KVBytesAfter: fusion.CacheBytes(b, e.facts, keys, values),
 	})
 	for _, s := range []struct {
 		change

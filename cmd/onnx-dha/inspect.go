@@ -157,15 +157,9 @@ func describeBlock(b *attention.Block, facts *graph.Facts) blockDescription {
 	return d
 }
 
-// cacheBytes counts the heads that the cache has: more than the KV heads where the model caches repeated ones.
 func cacheBytes(b *attention.Block, facts *graph.Facts) int64 {
-	heads := func(c *attention.Cache, projected int) int {
-		if c != nil && c.Heads > 0 {
-			return c.Heads
-		}
-		return projected
-	}
-	return fusion.CacheBytes(b, facts, heads(b.KeyCache, b.KVHeads), heads(b.ValCache, b.ValueHeads))
+	key, value := fusion.CachedHeads(b)
+	return fusion.CacheBytes(b, facts, key, value)
 }
 
 func describeCache(c *attention.Cache) *cacheNames {

@@ -10,17 +10,24 @@ import (
 	"onnx-dha/graph/attention"
 )
 
+// loadModel opens a model. A path that leads nowhere is a mistake of the caller, what the file holds is the model's.
+func loadModel(path string) (*graph.Model, error) {
+	m, err := graph.Load(path)
+	if err == nil {
+		return m, nil
+	}
+	var p *fs.PathError
+	if errors.As(err, &p) && p.Path == path && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+		return nil, coded(exitUsage, err)
+	}
+	return nil, coded(exitModel, err)
+}
+
 // openModel loads a model and finds its attention blocks. The model must be closed.
 func openModel(path string) (*graph.Model, *attention.Report, error) {
-	m, err := graph.Load(path)
+	m, err := loadModel(path)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			var p *fs.PathError
-			if errors.As(err, &p) && p.Path == path {
-				return nil, nil, coded(exitUsage, err)
-			}
-		}
-		return nil, nil, coded(exitModel, err)
+		return nil, nil, err
 	}
 	return m, attention.Find(m), nil
 }

@@ -51,9 +51,10 @@ func emit(c *cli.Context, path string, value any, text func(w io.Writer, color b
 
 // colorful reports whether w is a terminal whose user has not asked for plain text (https://no-color.org).
 func colorful(w io.Writer) bool {
-	if os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
-		return false
-	}
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && terminal(w)
+}
+
+func terminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

@@ -55,9 +55,18 @@ func runRewrite(c *cli.Context) error {
 	if c.String("config") == "" {
 		return usageError("--config is missing; %s init %s writes a configuration to start from", program, args[0])
 	}
-	cfg, err := loadConfig(c)
+	cfg, err := fusion.Load(c.String("config"))
 	if err != nil {
-		return err
+		return coded(exitUsage, fmt.Errorf("configuration: %w", err))
+	}
+	// The lowering of the command line is not part of what the model records: it changes the form, not the result.
+	asked := *cfg
+	if c.IsSet("lowering") {
+		lowering, err := oneOf(c, "lowering")
+		if err != nil {
+			return err
+		}
+		asked.Lowering = fusion.Lowering(lowering)
 	}
 	output := c.String("output")
 	if output == "" {
@@ -79,7 +88,7 @@ func runRewrite(c *cli.Context) error {
 			return forceable(err)
 		}
 	}
-	plan, err := cfg.Resolve(found.Blocks)
+	plan, err := asked.Resolve(found.Blocks)
 	if err != nil {
 		return err
 	}
@@ -120,22 +129,6 @@ func oneOf(c *cli.Context, name string) (string, error) {
 	return "", usageError("--%s %q%s want one of %s", name, value, separator(suggest.DidYouMean(value, choices[name])), strings.Join(choices[name], ", "))
 }
 
-// loadConfig reads the file of --config, with the lowering of --lowering where that is given.
-func loadConfig(c *cli.Context) (*fusion.Config, error) {
-	cfg, err := fusion.Load(c.String("config"))
-	if err != nil {
-		return nil, coded(exitUsage, fmt.Errorf("configuration: %w", err))
-	}
-	if c.IsSet("lowering") {
-		lowering, err := oneOf(c, "lowering")
-		if err != nil {
-			return nil, err
-		}
-		cfg.Lowering = fusion.Lowering(lowering)
-	}
-	return cfg, nil
-}
-
 // rewriting is what rewrite says that it did.
 type rewriting struct {
 	Model       string         `json:"model"`
@@ -149,6 +142,7 @@ type rewriting struct {
 
 type blockRewrite struct {
 	Block      string   `json:"block"`
+	Lowering   string   `json:"lowering"`
 	Heads      int      `json:"heads"`
 	KeyHeads   [2]int   `json:"key_heads"` // before and after
 	ValueHeads [2]int   `json:"value_heads"`
@@ -168,7 +162,9 @@ func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Resu
 		After:  totals{Parameters: res.ParamsAfter, Nodes: res.NodesAfter},
 	}
 	for _, b := range res.Blocks {
-		d.Blocks = append(d.Blocks, blockRewrite{b.Block, b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.KVHeads, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter}})
+		d.Blocks = append(d.Blocks, blockRewrite{
+			b.Block, string(b.Lowering), b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.ValueHeadsBefore, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter},
+		})
 		d.Before.KVBytes += b.KVBytesBefore
 		d.After.KVBytes += b.KVBytesAfter
 	}
@@ -184,9 +180,9 @@ func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Resu
 }
 
 func (d *rewriting) print(w io.Writer, color bool) error {
-	t := newTable(color, table.Row{"block", "query heads", "key heads", "value heads", "KV bytes/token"}, 2, 3, 4, 5)
+	t := newTable(color, table.Row{"block", "query heads", "key heads", "value heads", "lowering", "KV bytes/token"}, 2, 3, 4, 6)
 	for _, b := range d.Blocks {
-		t.AppendRow(table.Row{b.Block, b.Heads, change(b.KeyHeads[0], b.KeyHeads[1]), change(b.ValueHeads[0], b.ValueHeads[1]), changeCount(b.KVBytes[0], b.KVBytes[1])})
+		t.AppendRow(table.Row{b.Block, b.Heads, change(b.KeyHeads[0], b.KeyHeads[1]), change(b.ValueHeads[0], b.ValueHeads[1]), b.Lowering, changeCount(b.KVBytes[0], b.KVBytes[1])})
 	}
 	fmt.Fprint(w, render(t), "\n")
 	fmt.Fprintf(w, "KV cache per token  %s\n", changeOf(d.Before.KVBytes, d.After.KVBytes, func(n int64) string { return count(n) + " bytes" }))
