@@ -145,6 +145,15 @@ func (f *Facts) max(a, b Dim) Dim {
 	return f.formula(negative, "max(%v, %v)", ordered(a, b)...)
 }
 
+// extent returns the length of what ends d after its start: 0 when d is negative. One less than a dimension counts as a
+// length although the dimension might be 0 (see Facts).
+func (f *Facts) extent(d Dim) Dim {
+	if n, ok := f.lower(d); ok && n == -1 && len(d.terms) > 0 {
+		return d
+	}
+	return f.max(d, Int(0))
+}
+
 // ordered brings the arguments of a commutative function into one order.
 func ordered(a, b Dim) []Dim {
 	if strings.Compare(a.String(), b.String()) > 0 {

@@ -145,11 +145,7 @@ func rangeShape(c *call) ([]Dim, bool) {
 	if n < 0 {
 		way, n = a.Sub(b), -n
 	}
-	// A range that would end before it starts is empty; one element less than nothing is not worth a formula.
-	if low, ok := c.f.lower(way); !ok || low < -1 {
-		way = c.f.max(way, Int(0))
-	}
-	return []Dim{c.f.ceilDiv(way, n)}, true
+	return []Dim{c.f.ceilDiv(c.f.extent(way), n)}, true
 }
 
 func rangeElements(c *call, _ int, shape []int64) ([]number, bool) {

@@ -223,12 +223,7 @@ func (f *Facts) span(start, end, dim Dim, step int64) span {
 		return f.newSpan(step)
 	}
 	lo, hi := f.stop(start, dim), f.stop(end, dim)
-	length := hi.Sub(lo)
-	// A length that is -1 when the axis is empty is one of the granted ones (see Facts).
-	if n, ok := f.lower(length); !ok || n < -1 {
-		length = f.max(length, Int(0))
-	}
-	return span{lo, f.ceilDiv(length, step), step}
+	return span{lo, f.ceilDiv(f.extent(hi.Sub(lo)), step), step}
 }
 
 // stop resolves one bound of a Slice with a positive step.

@@ -14,7 +14,8 @@ import (
 // every invariant and every seam, and takes it all back when one fails.
 type Patch struct {
 	g      *Graph
-	taken  map[string]bool
+	values map[string]bool // names of values that are taken, in any scope that could see a new one
+	named  map[string]bool // names of nodes; the runtime wants them to differ
 	nodes  []*Node
 	inits  []*Value
 	edits  []func()
@@ -33,21 +34,38 @@ type seam struct {
 }
 
 // NewPatch starts a patch of g.
-func NewPatch(g *Graph) *Patch { return &Patch{g: g, taken: map[string]bool{}} }
+func NewPatch(g *Graph) *Patch {
+	p := &Patch{g: g, values: map[string]bool{}, named: map[string]bool{}}
+	for s := g; s != nil; s = s.Outer {
+		for name := range s.values {
+			p.values[name] = true
+		}
+	}
+	g.All(func(n *Node) bool {
+		p.named[n.Name] = true
+		for _, b := range n.bodies() {
+			for name := range b.values {
+				p.values[name] = true
+			}
+		}
+		return true
+	})
+	return p
+}
 
-// Name returns a name that neither the graph nor the patch has, base itself if possible.
-func (p *Patch) Name(base string) string {
+// fresh returns base, or base with a number, such that it is not taken, and takes it.
+func fresh(taken map[string]bool, base string) string {
 	name := base
-	for i := 1; p.taken[name] || p.g.FreshName(name) != name; i++ {
+	for i := 1; taken[name]; i++ {
 		name = fmt.Sprintf("%s_%d", base, i)
 	}
-	p.taken[name] = true
+	taken[name] = true
 	return name
 }
 
 // Init prepares an initializer; the tensor's name is changed when it is taken.
 func (p *Patch) Init(t *Tensor) *Value {
-	name := p.Name(t.Name())
+	name := fresh(p.values, t.Name())
 	t.Proto.Name = &name
 	v := &Value{Name: name, Init: t, Graph: p.g}
 	p.inits = append(p.inits, v)
@@ -61,9 +79,9 @@ func (p *Patch) Ints(name string, x ...int64) *Value {
 
 // Node prepares a node with outs outputs and returns them; names of outputs come from the node's.
 func (p *Patch) Node(op, domain, name string, outs int, in []*Value, attrs ...*onnxpb.AttributeProto) []*Value {
-	n := &Node{Name: p.Name(name), OpType: op, Domain: domain, Graph: p.g, Proto: &onnxpb.NodeProto{Attribute: attrs}, In: slices.Clone(in)}
+	n := &Node{Name: fresh(p.named, name), OpType: op, Domain: domain, Graph: p.g, Proto: &onnxpb.NodeProto{Attribute: attrs}, In: slices.Clone(in)}
 	for i := range outs {
-		n.Out = append(n.Out, &Value{Name: p.Name(fmt.Sprintf("%s_output_%d", n.Name, i)), Graph: p.g, Producer: n, Index: i})
+		n.Out = append(n.Out, &Value{Name: fresh(p.values, fmt.Sprintf("%s_output_%d", n.Name, i)), Graph: p.g, Producer: n, Index: i})
 	}
 	p.nodes = append(p.nodes, n)
 	return n.Out

@@ -358,30 +358,21 @@ func overlap(a, b *Path) bool {
 	return false
 }
 
-// mixes makes sure that no normalisation on the path looks at several heads: its statistics would change with them.
+// mixes looks at the statistics of normalisations on the path, which the plain walk does not follow: a norm of each head
+// by itself is fine, one that looks at several heads would change with them.
 func (p *Path) mixes(f *graph.Facts, what string) *stop {
-	statistics := slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool {
-		return strings.HasPrefix(n.OpType, "Reduce") || strings.HasSuffix(n.OpType, "Normalization")
-	})
-	if !statistics {
-		// Reductions carry no labels in the plain walk, so look one step aside.
-		for w := range p.Wires {
-			for _, u := range w.Users() {
-				statistics = statistics || u.Node != nil && strings.HasPrefix(u.Node.OpType, "Reduce")
-				if u.Node != nil && (u.Node.Is("Pow") || u.Node.Is("Mul") || u.Node.Is("Abs")) && len(u.Node.Out) > 0 && u.Node.Out[0] != nil {
-					for _, uu := range u.Node.Out[0].Users() {
-						statistics = statistics || uu.Node != nil && strings.HasPrefix(uu.Node.OpType, "Reduce")
-					}
-				}
-			}
-		}
-	}
-	if !statistics {
-		return nil
-	}
 	t, err := newTracer(f, p.Projection.Output, -1, true)
 	if err != nil {
 		return &stop{p.Projection.Node, p.Projection.Output, err.Error()}
+	}
+	normalised := slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool { return strings.HasSuffix(n.OpType, "Normalization") })
+	p.PerHead = slices.DeleteFunc(p.PerHead, func(s Side) bool {
+		own := s.Value.Const() == nil && t.at(s.Value) != nil // made of the heads themselves
+		normalised = normalised || own
+		return own
+	})
+	if !normalised && !p.reduced() {
+		return nil
 	}
 	s := t.at(p.Operand)
 	if s == nil {
@@ -391,6 +382,11 @@ func (p *Path) mixes(f *graph.Facts, what string) *stop {
 		return &stop{p.Operand.Producer, p.Operand, what + " pass a normalisation that looks at all heads together, which no fusion of heads leaves exact"}
 	}
 	return nil
+}
+
+// reduced reports whether a statistic over something on the path is taken on the path.
+func (p *Path) reduced() bool {
+	return slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool { return strings.HasPrefix(n.OpType, "Reduce") })
 }
 
 // base is the activation behind a projection's input, through operators that only change its form.

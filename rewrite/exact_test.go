@@ -1,0 +1,208 @@
+package rewrite_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+	"onnx-dha/ort"
+	"onnx-dha/rewrite"
+	"onnx-dha/testmodels"
+	"onnx-dha/verify"
+)
+
+// runtime skips a test where ONNX Runtime is not installed.
+func runtime(t *testing.T) {
+	t.Helper()
+	lib, err := ort.Find("")
+	if err == nil {
+		err = ort.Open(lib)
+	}
+	if err != nil {
+		t.Skip(err)
+	}
+}
+
+// groupings are partitions of n heads, by the property that a rewrite must cope with. nil: it does not exist for n.
+var groupings = []struct {
+	name string
+	key  func(n int) [][]int
+	val  func(n int) [][]int
+}{
+	{"identity", single, single},
+	{"equal", adjacent, adjacent},
+	{"scattered", strided, strided},
+	{"unequal", unequal, unequal},
+	{"decoupled", adjacent, all},
+	{"decoupled-unequal", backwards, unequal},
+	{"crossed", adjacent, strided},
+	{"keys-only", unequal, single},
+	{"values-only", single, strided},
+}
+
+func single(n int) [][]int {
+	var g [][]int
+	for h := range n {
+		g = append(g, []int{h})
+	}
+	return g
+}
+
+func adjacent(n int) [][]int {
+	if n < 2 {
+		return nil
+	}
+	return [][]int{span(0, n/2), span(n/2, n)}
+}
+
+func strided(n int) [][]int {
+	if n < 4 {
+		return nil
+	}
+	var g [][]int
+	for h := range n / 2 {
+		g = append(g, []int{h, h + n/2})
+	}
+	return g
+}
+
+func unequal(n int) [][]int {
+	if n < 3 {
+		return nil
+	}
+	return [][]int{span(0, n-1), {n - 1}}
+}
+
+func backwards(n int) [][]int {
+	if n < 3 {
+		return nil
+	}
+	return [][]int{{n - 1}, span(0, n-1)}
+}
+
+func all(n int) [][]int {
+	if n < 2 {
+		return nil
+	}
+	return [][]int{span(0, n)}
+}
+
+func span(a, b int) []int {
+	var s []int
+	for ; a < b; a++ {
+		s = append(s, a)
+	}
+	return s
+}
+
+// weigh gives every head its own weight, so that a head in the wrong place shows.
+func weigh(groups [][]int) fusion.Fusion {
+	f := fusion.Fusion{Groups: groups}
+	for _, g := range groups {
+		w := []float64{1}
+		if len(g) > 1 {
+			w = nil
+			for i := range g {
+				w = append(w, 0.7-0.35*float64(i))
+			}
+		}
+		f.Weights = append(f.Weights, w)
+	}
+	return f
+}
+
+// planFor makes a plan for every block; ok is false when a grouping does not exist for some block.
+func planFor(m *graph.Model, low fusion.Lowering, key, val func(int) [][]int) (*fusion.Plan, bool) {
+	plan := &fusion.Plan{Lowering: low}
+	for _, b := range attention.Find(m).Blocks {
+		k, v := key(b.KVHeads), val(b.ValueHeads)
+		if k == nil || v == nil {
+			return nil, false
+		}
+		plan.Blocks = append(plan.Blocks, fusion.BlockPlan{Block: b, Key: weigh(k), Value: weigh(v)})
+	}
+	return plan, len(plan.Blocks) > 0
+}
+
+// exact rewrites a model and runs it against its tied reference.
+func exact(t *testing.T, path string, low fusion.Lowering, key, val func(int) [][]int, steps int) (*rewrite.Result, *verify.Report) {
+	t.Helper()
+	dir := t.TempDir()
+	var res *rewrite.Result
+	for _, out := range []string{"rewritten.onnx", "tied.onnx"} {
+		m, err := graph.Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		plan, ok := planFor(m, low, key, val)
+		if !ok {
+			t.Skip("no such grouping")
+		}
+		if out == "tied.onnx" {
+			err = rewrite.Tie(m, plan)
+		} else {
+			res, err = rewrite.Apply(m, plan)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Save(filepath.Join(dir, out), graph.SaveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := verify.Run(context.Background(), verify.Request{
+		Original: path, Rewritten: filepath.Join(dir, "rewritten.onnx"), Tied: filepath.Join(dir, "tied.onnx"),
+		Caches: res.Caches, Steps: steps, Seed: 7,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range r.Exact.Lines {
+		if !l.Passed() {
+			t.Errorf("%s %s: %s", l.Case, l.Output, strings.Join(l.Broken, "; "))
+		}
+	}
+	return res, r
+}
+
+func TestExact(t *testing.T) {
+	runtime(t)
+	for _, f := range testmodels.Families() {
+		for _, static := range []bool{false, true} {
+			for _, cache := range []bool{false, true} {
+				if cache && !f.Decoder {
+					continue
+				}
+				dir := t.TempDir()
+				path := filepath.Join(dir, "model.onnx")
+				m, err := f.Build(testmodels.Options{Cache: cache, Static: static, Seed: 3})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := m.Save(path, graph.SaveOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				for _, low := range []fusion.Lowering{fusion.Grouped, fusion.Expand} {
+					for _, g := range groupings {
+						if static && !slices.Contains([]string{"equal", "decoupled-unequal"}, g.name) {
+							continue
+						}
+						t.Run(fmt.Sprintf("%s/static=%v/cache=%v/%s/%s", f.Name, static, cache, low, g.name), func(t *testing.T) {
+							exact(t, path, low, g.key, g.val, 3)
+						})
+					}
+				}
+			}
+		}
+	}
+}
