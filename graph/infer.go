@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"slices"
 	"strings"
 
 	"onnx-dha/graph/onnxpb"
@@ -90,6 +91,12 @@ func (f *Facts) set(v *Value, fa fact, names bool) {
 		}
 		if tt.Shape != nil && len(tt.Shape.Dim) <= maxRank {
 			f.fill(&fa, tt.Shape.Dim, names)
+		}
+	}
+	for i, d := range fa.shape {
+		if hi, ok := f.upper(d); ok && hi < 0 { // an error at run time
+			fa.shape = slices.Clone(fa.shape)
+			fa.shape[i] = f.newDim()
 		}
 	}
 	if fa.known == nil && (fa.elem == onnxpb.TensorProto_INT64 || fa.elem == onnxpb.TensorProto_INT32) && fa.ranked && len(fa.shape) <= 1 {
@@ -272,14 +279,17 @@ func (c *call) inputList(i int) (list []int64, given, ok bool) {
 	return list, true, ok
 }
 
-// length returns the number of elements of input i, a vector.
+// length returns the number of elements of input i, a vector with one for each axis of something.
 func (c *call) length(i int) (int, bool) {
 	s, ok := c.shape(i)
 	if !ok || len(s) != 1 {
 		return 0, false
 	}
 	n, ok := s[0].Const()
-	return int(n), ok && n >= 0 && n <= maxRank
+	if !ok || n < 0 || n > maxRank {
+		return 0, false
+	}
+	return int(n), true
 }
 
 // axis turns an axis, which counts from the end when negative, into an index below rank.

@@ -80,6 +80,9 @@ func packedAttention(c *call) {
 	c.setElem(0, c.elem(0))
 	c.setElem(1, c.elem(0))
 	n := c.Int("num_heads", 0)
+	if n <= 0 {
+		return
+	}
 	out := Dim{}
 	if sizes, ok := c.Ints("qkv_hidden_sizes"); ok && len(sizes) == 3 {
 		out = Int(sizes[2])

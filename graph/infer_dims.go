@@ -60,21 +60,22 @@ func (f *Facts) formula(negative bool, format string, args ...Dim) Dim {
 
 // lower returns a number that d does not fall below, false when none is evident.
 func (f *Facts) lower(d Dim) (int64, bool) {
-	if d.lost {
-		return 0, false
-	}
-	for _, t := range d.terms {
-		if t.coef < 0 || f.anySigned(t.vars) {
-			return 0, false
-		}
-	}
-	return d.c, true
+	return d.c, f.oneSided(d, func(coef int64) bool { return coef > 0 })
 }
 
 // upper returns a number that d does not exceed, false when none is evident.
 func (f *Facts) upper(d Dim) (int64, bool) {
-	n, ok := f.lower(Int(0).Sub(d))
-	return -n, ok
+	return d.c, f.oneSided(d, func(coef int64) bool { return coef < 0 })
+}
+
+// oneSided reports whether all that d adds to its constant term is of the given side of 0, or 0.
+func (f *Facts) oneSided(d Dim, side func(coef int64) bool) bool {
+	for _, t := range d.terms {
+		if !side(t.coef) || f.anySigned(t.vars) {
+			return false
+		}
+	}
+	return !d.lost
 }
 
 // atMost reports whether a ≤ b is certain.
