@@ -22,7 +22,7 @@ func newHeadTracer(f *graph.Facts, source *graph.Value, batch, id []int, rows, c
 			s.data = append(s.data, int32(h*each+c)+1)
 		}
 	}
-	return &tracer{facts: f, source: source, labels: newLabels((slices.Max(id) + 1) * each), memo: map[*graph.Value]*sample{source: s}}
+	return &tracer{facts: f, source: source, labels: newLabels((slices.Max(id) + 1) * each), memo: map[*graph.Value]*sample{source: s.compact()}}
 }
 
 // scores follows the query heads from the first product to the second: where they lie on every wire, how the mask

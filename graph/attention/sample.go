@@ -152,6 +152,23 @@ func (s *sample) full(axes ...int) *sample {
 	return &sample{s.shape, stored, gatherAll(stored, s.reader()), s.scale}
 }
 
+// compact stores axes along which no label changes once.
+func (s *sample) compact() *sample {
+	stored := slices.Clone(s.stored)
+	for a, step := range s.strides() {
+		constant := step > 0
+		for i := range s.data {
+			if constant && (i/step)%s.stored[a] > 0 && s.data[i] != s.data[i-step] {
+				constant = false
+			}
+		}
+		if constant {
+			stored[a] = 1
+		}
+	}
+	return &sample{s.shape, stored, gatherAll(stored, s.reader()), s.scale}
+}
+
 // transpose permutes axes: axis i of the result is axis perm[i] of s.
 func (s *sample) transpose(perm []int) (*sample, error) {
 	if len(perm) != len(s.shape) {
