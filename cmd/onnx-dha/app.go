@@ -39,6 +39,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	for _, c := range app.Commands {
 		c.HideHelpCommand = true
 		c.OnUsageError = wrongFlag
+		c.CustomHelpTemplate = commandHelp(c)
 	}
 	return app
 }
@@ -59,18 +60,3 @@ A first run:
 exit codes: 0 good, 1 drift beyond tolerance, 2 usage or configuration, 3 model not understood, 4 runtime missing or failing
 "{{.Name}} COMMAND --help" explains a command.
 `
-
-// commandHelp is the help of a command; examples are the lines under its options.
-func commandHelp(examples string) string {
-	return `{{.HelpName}} - {{.Usage}}
-
-usage: {{.HelpName}} {{.ArgsUsage}} [OPTIONS]
-
-{{.Description}}
-
-options:
-{{range .VisibleFlags}}  {{.}}
-{{end}}
-examples:
-` + examples + "\n"
-}

@@ -48,7 +48,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 		name, _, assigned := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		f := findFlag(command, name)
 		if f == nil {
-			return nil, usageError("%s has no option %s%s see %s %s --help", command.Name, "--"+name, separator(suggest.DidYouMean(name, flagNames(command))), program, command.Name)
+			return nil, usageError("%s has no option %s%s see %s %s --help", command.Name, "--"+name, separator(suggest.DidYouMean("--"+name, flagNames(command))), program, command.Name)
 		}
 		options = append(options, arg)
 		if _, yesNo := f.(*cli.BoolFlag); assigned || yesNo {
@@ -93,9 +93,9 @@ func findFlag(c *cli.Command, name string) cli.Flag {
 }
 
 func flagNames(c *cli.Command) []string {
-	names := []string{"help"}
-	for _, f := range c.Flags {
-		names = append(names, f.Names()[0])
+	var names []string
+	for _, o := range options(c) {
+		names = append(names, "--"+o.long)
 	}
 	return names
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -17,12 +16,8 @@ func completionCommand() *cli.Command {
 		Usage:       "print a completion script for bash, zsh or fish",
 		ArgsUsage:   "SHELL",
 		Description: "The script completes commands, options, the values of options with a fixed set, and file names.",
-		CustomHelpTemplate: commandHelp(
-			"  source <(onnx-dha completion bash)                                     in ~/.bashrc\n" +
-				"  onnx-dha completion zsh > ~/.zfunc/_onnx-dha                           a folder in $fpath\n" +
-				"  onnx-dha completion fish > ~/.config/fish/completions/onnx-dha.fish"),
-		Flags:  common(reportOutput),
-		Action: completion,
+		Flags:       common(reportOutput),
+		Action:      completion,
 	}
 }
 
@@ -48,37 +43,7 @@ func completion(c *cli.Context) error {
 	})
 }
 
-// option is a flag as completion needs it.
-type option struct {
-	long, short string
-	usage       string
-	value       bool     // takes one
-	choices     []string // the values it takes; nil for a file name or free text
-}
-
-// choices are the options with a fixed set of values.
-var choices = map[string][]string{}
-
-func options(c *cli.Command) []option {
-	out := []option{{long: "help", short: "h", usage: "explain the command"}}
-	for _, f := range c.Flags {
-		o := option{choices: choices[f.Names()[0]]}
-		for _, n := range f.Names() {
-			if len(n) > 1 {
-				o.long = n
-			} else {
-				o.short = n
-			}
-		}
-		if d, ok := f.(cli.DocGenerationFlag); ok {
-			o.usage, o.value = strings.ReplaceAll(d.GetUsage(), "`", ""), d.TakesValue()
-		}
-		out = append(out, o)
-	}
-	return out
-}
-
-// words lists the values for the argument of a command that are not file names.
+// argumentWords lists the values for the argument of a command that are not file names.
 func argumentWords(c *cli.Command) []string {
 	if c.Name == "completion" {
 		return shellNames
@@ -135,7 +100,7 @@ func zshScript(w io.Writer, commands []*cli.Command) {
 			switch {
 			case len(o.choices) > 0:
 				action = ":" + o.long + ":(" + strings.Join(o.choices, " ") + ")"
-			case o.value:
+			case o.value != "":
 				action = ":" + o.long + ":_files"
 			}
 			for _, name := range o.names() {
@@ -167,7 +132,7 @@ func fishScript(w io.Writer, commands []*cli.Command) {
 			switch {
 			case len(o.choices) > 0:
 				fmt.Fprintf(w, " -x -a %s", quote(strings.Join(o.choices, " ")))
-			case o.value:
+			case o.value != "":
 				fmt.Fprint(w, " -r")
 			}
 			fmt.Fprintf(w, " -d %s\n", quote(o.usage))
@@ -176,15 +141,6 @@ func fishScript(w io.Writer, commands []*cli.Command) {
 			fmt.Fprintf(w, "complete -c %s -n %s -f -a %s\n", program, when, quote(strings.Join(words, " ")))
 		}
 	}
-}
-
-func (o option) names() []string {
-	names := []string{"--" + o.long}
-	if o.short != "" {
-		names = append(names, "-"+o.short)
-	}
-	slices.Reverse(names)
-	return names
 }
 
 // quote makes one word of s for any of the shells.

@@ -23,10 +23,6 @@ func initCommand() *cli.Command {
 		ArgsUsage: "MODEL",
 		Description: "Writes a commented configuration with all attention blocks of the model, groups of neighbouring heads,\n" +
 			"and the model's fingerprint. Give the numbers of heads, or the share of the cache that may stay.",
-		CustomHelpTemplate: commandHelp(
-			"  onnx-dha init model.onnx --key 4 --value 2\n" +
-				"  onnx-dha init model.onnx --value 1 -o values.yaml     keys stay as they are\n" +
-				"  onnx-dha init model.onnx --kv 50% -o -                to standard output"),
 		Flags: common("write the configuration to `FILE`, - for standard output (default: dha.yaml beside the model)",
 			&cli.IntFlag{Name: "key", Usage: "fuse the key heads of each block into `N`"},
 			&cli.IntFlag{Name: "value", Usage: "fuse the value heads of each block into `N`"},

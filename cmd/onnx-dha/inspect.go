@@ -21,9 +21,6 @@ func inspectCommand() *cli.Command {
 		ArgsUsage: "MODEL",
 		Description: "Finds every attention block and describes it: heads, position embedding, cache, weights, and the bytes\n" +
 			"that one token takes in the cache. What cannot be rewritten is listed with the place and the reason.",
-		CustomHelpTemplate: commandHelp(
-			"  onnx-dha inspect model.onnx\n" +
-				"  onnx-dha inspect model.onnx --json | jq '.blocks[].name'"),
 		Flags: common(reportOutput,
 			&cli.BoolFlag{Name: "why", Usage: "list the softmaxes that are no attention too, with the reason"}),
 		Action: inspect,
@@ -215,7 +212,7 @@ func (d *inspection) print(w io.Writer, color bool) error {
 			if b.RotaryDims > 0 && b.RotaryDims != b.HeadDim {
 				rotary = fmt.Sprintf("%s, %d of %d", rotary, b.RotaryDims, b.HeadDim)
 			}
-			t.AppendRow(table.Row{b.Name, kind, b.Heads, pair(b.KeyHeads, b.ValueHeads), pair(b.HeadDim, b.ValueDim), rotary, b.cache(), b.Key.String(), b.Value.String(), count(b.KVBytes)})
+			t.AppendRow(table.Row{b.Name, kind, b.Heads, pair(b.KeyHeads, b.ValueHeads), pair(b.HeadDim, b.ValueDim), rotary, b.cache(), b.Key.String(), b.valueWeight(), count(b.KVBytes)})
 		}
 		t.AppendFooter(table.Row{"total", "", "", "", "", "", "", "", "", count(d.KVBytes)})
 		fmt.Fprint(w, "\n", render(t))
@@ -269,6 +266,13 @@ func (b *blockDescription) cache() string {
 		return k
 	}
 	return "K " + k + "; V " + v
+}
+
+func (b *blockDescription) valueWeight() string {
+	if b.Value.Tensor == b.Key.Tensor {
+		return "the same"
+	}
+	return b.Value.String()
 }
 
 func (w weightPlace) String() string {

@@ -39,7 +39,7 @@ func needBlocks(path string, r *attention.Report) error {
 	}
 	for _, u := range r.Unsupported {
 		if u.Attention {
-			return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s: %s (onnx-dha inspect shows all)", path, u.Node, u.Why))
+			return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s: %s", path, u.Node, u.Why))
 		}
 	}
 	return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", path))

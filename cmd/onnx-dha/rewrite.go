@@ -30,14 +30,10 @@ func rewriteCommand() *cli.Command {
 		ArgsUsage: "MODEL",
 		Description: "Fuses key and value heads as the configuration says and writes the smaller model. The original is never\n" +
 			"written to; the output appears under its name only when it is complete.",
-		CustomHelpTemplate: commandHelp(
-			"  onnx-dha rewrite model.onnx --config dha.yaml\n" +
-				"  onnx-dha rewrite model.onnx --config dha.yaml -o small/model.onnx --weights file\n" +
-				"  onnx-dha rewrite model.onnx --config dha.yaml --lowering expand --json"),
 		Flags: common("write the model to `FILE` (default: MODEL with .dha.onnx in place of .onnx)",
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "the configuration, a dha.yaml `FILE`", TakesFile: true},
-			&cli.StringFlag{Name: "lowering", Usage: "form of the attention core, over the configuration's: auto, grouped or expand", DefaultText: "the configuration's"},
-			&cli.StringFlag{Name: "weights", Value: "keep", Usage: "where weights go: keep (as in the original), inline, file (one data file), share (only new ones are written)"},
+			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped or expand", DefaultText: "the configuration's"},
+			&cli.StringFlag{Name: "weights", Value: "keep", Usage: "`WHERE` weights go: keep (as in the original), inline, file (one data file), share (only new ones are written)"},
 			&cli.BoolFlag{Name: "force", Usage: "rewrite a model that is not the one the configuration was made for"}),
 		Action: runRewrite,
 	}

@@ -28,26 +28,22 @@ func verifyCommand() *cli.Command {
 		Description: "Runs both models on the same inputs and answers two questions apart: is the rewrite exact (against the\n" +
 			"tied reference, the original with fused weights in its own graph), and how far does the result drift from the\n" +
 			"original. The configuration is found inside the rewritten model. Exit code 1 when a tolerance is broken.",
-		CustomHelpTemplate: commandHelp(
-			"  onnx-dha verify model.onnx model.dha.onnx\n" +
-				"  onnx-dha verify model.onnx model.dha.onnx --kl 0.1 --top1 0.95 --json -o report.json\n" +
-				"  onnx-dha verify model.onnx model.dha.onnx --text book.txt --vocab vocab.json --prompt 'Once' --generate 200"),
 		Flags: common(reportOutput,
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "the configuration, a dha.yaml `FILE` (default: the one recorded in the rewritten model)", TakesFile: true},
 			&cli.IntFlag{Name: "steps", Value: verify.DefaultSteps, Usage: "decode `N` tokens after the prefill, each model with its own cache; 0 for none"},
-			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "seed of the generated inputs"},
-			&cli.Float64Flag{Name: "kl", Usage: "tolerance: mean KL divergence in nats, at most", DefaultText: "the configuration's"},
-			&cli.Float64Flag{Name: "top1", Usage: "tolerance: share of positions with the same most likely token, at least", DefaultText: "the configuration's"},
+			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of the generated inputs"},
+			&cli.Float64Flag{Name: "kl", Usage: "tolerance: mean KL divergence of at most `NATS`", DefaultText: "the configuration's"},
+			&cli.Float64Flag{Name: "top1", Usage: "tolerance: same most likely token at a `SHARE` of the positions at least", DefaultText: "the configuration's"},
 			&cli.StringFlag{Name: "text", Usage: "measure perplexity on `FILE` and cut prompts from it", TakesFile: true},
 			&cli.StringFlag{Name: "vocab", Usage: "vocabulary of --text, a JSON `FILE` of token text to id", TakesFile: true},
-			&cli.IntFlag{Name: "window", Value: 256, Usage: "tokens of each window of --text"},
-			&cli.IntFlag{Name: "windows", Value: 40, Usage: "windows of --text at most; 0 for all"},
+			&cli.IntFlag{Name: "window", Value: 256, Usage: "cut --text into windows of `N` tokens"},
+			&cli.IntFlag{Name: "windows", Value: 40, Usage: "use the first `N` windows of --text; 0 for all"},
 			&cli.StringFlag{Name: "prompt", Usage: "`TEXT` that both models continue (default: how --text begins)"},
 			&cli.IntFlag{Name: "generate", Usage: "let both models continue the prompt by `N` tokens"},
 			&cli.BoolFlag{Name: "cross-check", Usage: "let a second reader, onnx-go, decode the rewritten file too"},
 			&cli.BoolFlag{Name: "force", Usage: "accept an original that is not the one the configuration was made for"},
-			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "execution provider: " + strings.Join(ort.Providers(), " or ")},
-			&cli.IntFlag{Name: "threads", Usage: "threads within an operator; 0 lets the runtime choose"},
+			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
+			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
 			ortLibFlag()),
 		Action: runVerify,
 	}

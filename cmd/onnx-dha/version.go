@@ -19,11 +19,8 @@ func versionCommand() *cli.Command {
 		Name:        "version",
 		Usage:       "print the versions of this program and of ONNX Runtime",
 		Description: "Also says which ONNX Runtime library the other commands would load, or why there is none.",
-		CustomHelpTemplate: commandHelp(
-			"  onnx-dha version\n" +
-				"  onnx-dha version --json --ort-lib /opt/onnxruntime/lib"),
-		Flags:  common(reportOutput, ortLibFlag()),
-		Action: printVersion,
+		Flags:       common(reportOutput, ortLibFlag()),
+		Action:      printVersion,
 	}
 }
 

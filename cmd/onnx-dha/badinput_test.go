@@ -1,0 +1,243 @@
+package main
+
+import (
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/onnxpb"
+	"onnx-dha/ort"
+	"onnx-dha/testmodels"
+)
+
+// tamper changes the protobuf message of a model in a new file.
+func tamper(t *testing.T, from, to string, change func(*onnxpb.ModelProto)) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m onnxpb.ModelProto
+	if err := proto.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	change(&m)
+	if data, err = proto.Marshal(&m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// relocate makes a model look for its first external tensor elsewhere.
+func relocate(location string) func(*onnxpb.ModelProto) {
+	return func(m *onnxpb.ModelProto) {
+		for _, t := range m.Graph.Initializer {
+			for _, e := range t.ExternalData {
+				if e.GetKey() == "location" {
+					e.Value = &location
+					return
+				}
+			}
+		}
+	}
+}
+
+// TestBadInput meets every command with files that it cannot use. Each gets its exit code and one line that names the
+// thing; nothing appears beside the input and nothing of it changes.
+func TestBadInput(t *testing.T) {
+	base := t.TempDir()
+	dir := filepath.Join(base, "models")
+	if err := os.MkdirAll(filepath.Join(dir, "folder"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	good := save(t, in("good.onnx"), "llama", testmodels.Options{Cache: true}, "")
+	other := save(t, in("other.onnx"), "llama", testmodels.Options{Cache: true, Seed: 7}, "")
+	bert := save(t, in("bert.onnx"), "bert", testmodels.Options{}, "")
+	external := save(t, in("external.onnx"), "llama", testmodels.Options{HeadDim: 16}, "file")
+	must(t, "init", good, "--key", "2", "--value", "1", "--quiet")
+	config := in("dha.yaml")
+	small := in("small.onnx")
+	must(t, "rewrite", good, "--config", config, "-o", small, "--quiet")
+
+	data, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	noise := make([]byte, 4096)
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	write(t, dir, "truncated.onnx", string(data[:len(data)/2]))
+	write(t, dir, "noise.onnx", string(noise))
+	write(t, dir, "empty.onnx", "")
+	write(t, dir, "text.onnx", "this is not a model\n")
+	write(t, dir, "page.onnx", "<html><body>404</body></html>")
+	tamper(t, external, in("missing.onnx"), relocate("nowhere.data"))
+	tamper(t, external, in("escape.onnx"), relocate("../outside.data"))
+	tamper(t, external, in("absolute.onnx"), relocate(filepath.Join(base, "outside.data")))
+	write(t, base, "outside.data", strings.Repeat("x", 1<<20))
+	if err := os.Symlink(filepath.Join(base, "outside.data"), in("link.data")); err != nil {
+		t.Fatal(err)
+	}
+	tamper(t, external, in("link.onnx"), relocate("link.data"))
+	tamper(t, good, in("twice.onnx"), func(m *onnxpb.ModelProto) {
+		m.Graph.Node[1].Output[0] = m.Graph.Node[0].Output[0]
+	})
+	tamper(t, good, in("cycle.onnx"), func(m *onnxpb.ModelProto) {
+		n := m.Graph.Node
+		n[0].Input = append(n[0].Input, n[len(n)-1].Output[0])
+	})
+	plain := graph.New(8, 17)
+	x := plain.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
+	plain.Graph.AddOutput(plain.Graph.AddNode("Relu", "", "relu", []*graph.Value{x}, []string{"y"}).Out[0], graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
+	if err := plain.Save(in("plain.onnx"), graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fused := graph.New(8, 17)
+	x = fused.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, 1, "n", 8))
+	fused.Graph.AddOutput(fused.Graph.AddNode("MultiHeadAttention", "com.microsoft", "mha", []*graph.Value{x, x, x}, []string{"y"}, graph.IntAttr("num_heads", 2)).Out[0],
+		graph.TensorType(onnxpb.TensorProto_FLOAT, 1, "n", 8))
+	if err := fused.Save(in("fused.onnx"), graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "bad.yaml", "version: 1\nlayers:\n  - block: a\n    keys: 4\n")
+	write(t, dir, "wrong.yaml", "version: 1\nlayers:\n  - {block: nowhere, key: 1}\n")
+	write(t, dir, "three.yaml", "version: 1\nlayers:\n  - {block: "+firstBlock(t, good)+", key: 3}\n")
+	write(t, dir, "none.yaml", "version: 1\n")
+	write(t, dir, "gqa.yaml", "version: 1\nlowering: gqa\n")
+	write(t, dir, "vocab.json", "{}")
+	if err := os.Symlink("good.onnx", in("alias.onnx")); err != nil {
+		t.Fatal(err)
+	}
+
+	rewriteTo := func(model string, more ...string) []string {
+		return append([]string{"rewrite", in(model), "--config", config}, more...)
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+		want []string
+	}{
+		{"truncated", []string{"inspect", in("truncated.onnx")}, exitModel, []string{"truncated.onnx"}},
+		{"random bytes", []string{"inspect", in("noise.onnx")}, exitModel, []string{"noise.onnx"}},
+		{"empty", []string{"inspect", in("empty.onnx")}, exitModel, []string{"empty.onnx"}},
+		{"folder", []string{"inspect", in("folder")}, exitModel, []string{"folder is a folder, want an ONNX file"}},
+		{"text", []string{"inspect", in("text.onnx")}, exitModel, []string{"text.onnx is not an ONNX model: it is text"}},
+		{"web page", []string{"inspect", in("page.onnx")}, exitModel, []string{"page.onnx is not an ONNX model"}},
+		{"no such file", []string{"inspect", in("gone.onnx")}, exitUsage, []string{"gone.onnx: no such file or directory"}},
+		{"no attention", []string{"inspect", in("plain.onnx")}, exitModel, []string{"plain.onnx has no attention block: no softmax between two products"}},
+		{"fused operator", []string{"inspect", in("fused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, "not supported yet"}},
+		{"missing data", []string{"inspect", in("missing.onnx")}, exitModel, []string{"nowhere.data, which does not exist"}},
+		{"data above the folder", []string{"inspect", in("escape.onnx")}, exitModel, []string{"../outside.data"}},
+		{"absolute data", []string{"inspect", in("absolute.onnx")}, exitModel, []string{filepath.Join(base, "outside.data")}},
+		{"data through a link", []string{"inspect", in("link.onnx")}, exitModel, []string{"link.data"}},
+		{"duplicate name", []string{"inspect", in("twice.onnx")}, exitModel, []string{"twice.onnx", "defined twice"}},
+		{"cycle", []string{"inspect", in("cycle.onnx")}, exitModel, []string{"cycle.onnx", "cycle"}},
+		{"report over the model", []string{"inspect", good, "-o", good}, exitUsage, []string{"is the input", "choose another name"}},
+		{"report into nowhere", []string{"inspect", good, "-o", in("none/report.txt")}, exitUsage, []string{"none/report.txt", "no such file or directory"}},
+		{"report onto a folder", []string{"inspect", good, "-o", dir}, exitUsage, []string{"is a folder; want a file name"}},
+
+		{"init: nothing to aim for", []string{"init", good}, exitUsage, []string{"nothing to aim for; want --key N"}},
+		{"init: there already", []string{"init", good, "--key", "2"}, exitUsage, []string{"dha.yaml exists; --force replaces it"}},
+		{"init: both", []string{"init", good, "--kv", "50%", "--key", "2"}, exitUsage, []string{"leave out --key and --value, or --kv"}},
+		{"init: percentage", []string{"init", good, "--kv", "50", "-o", in("new.yaml")}, exitUsage, []string{"--kv 50; want a share such as 50% or 0.5"}},
+		{"init: too little", []string{"init", good, "--kv", "1%", "-o", in("new.yaml")}, exitUsage, []string{"is less than one key head and one value head"}},
+		{"init: indivisible", []string{"init", good, "--key", "3", "-o", in("new.yaml")}, exitUsage, []string{"do not make 3 equal groups; want one of 1, 2, 4"}},
+		{"init: negative", []string{"init", good, "--key", "-3", "-o", in("new.yaml")}, exitUsage, []string{"--key -3; want at least 1 head"}},
+		{"init: over the model", []string{"init", good, "--key", "2", "--force", "-o", in("alias.onnx")}, exitUsage, []string{"is the input"}},
+		{"init: no attention", []string{"init", in("plain.onnx"), "--key", "2", "-o", in("new.yaml")}, exitModel, []string{"no attention block"}},
+
+		{"rewrite: no configuration", []string{"rewrite", good}, exitUsage, []string{"--config is missing; onnx-dha init"}},
+		{"rewrite: no such configuration", []string{"rewrite", good, "--config", in("gone.yaml")}, exitUsage, []string{"gone.yaml: no such file or directory"}},
+		{"rewrite: model as configuration", []string{"rewrite", good, "--config", good}, exitUsage, []string{"not a text file; want YAML"}},
+		{"rewrite: unknown key", []string{"rewrite", good, "--config", in("bad.yaml")}, exitUsage, []string{`bad.yaml:4:5: unknown key "keys" in entry of layers; did you mean "key"`, "    4 |     keys: 4\n      |     ^"}},
+		{"rewrite: unknown block", []string{"rewrite", good, "--config", in("wrong.yaml")}, exitUsage, []string{`wrong.yaml:3:5: no attention block "nowhere"`, "The model has "}},
+		{"rewrite: indivisible", []string{"rewrite", good, "--config", in("three.yaml")}, exitUsage, []string{"three.yaml:3:", "3 groups of equal size cannot be made of the 4 key heads"}},
+		{"rewrite: no block", []string{"rewrite", good, "--config", in("none.yaml")}, exitUsage, []string{"none.yaml names no block; there is nothing to rewrite"}},
+		{"rewrite: lowering of the future", []string{"rewrite", good, "--config", in("gqa.yaml")}, exitUsage, []string{`gqa.yaml:2:11: lowering "gqa" is not available in this version; use grouped or expand`}},
+		{"rewrite: wrong lowering", rewriteTo("good.onnx", "--lowering", "groupd"), exitUsage, []string{`--lowering "groupd"; did you mean "grouped"? want one of auto, grouped, expand`}},
+		{"rewrite: wrong weights", rewriteTo("good.onnx", "--weights", "outline"), exitUsage, []string{`--weights "outline"`, "want one of keep, inline, file, share"}},
+		{"rewrite: another model", rewriteTo("other.onnx"), exitUsage, []string{"dha.yaml:", "made for another model: it says sha256:", "--force uses it all the same"}},
+		{"rewrite: another model by force", rewriteTo("bert.onnx", "--force"), exitUsage, []string{"no attention block"}},
+		{"rewrite: over the input", rewriteTo("good.onnx", "-o", good), exitUsage, []string{"is the input"}},
+		{"rewrite: over a link to the input", rewriteTo("good.onnx", "-o", in("alias.onnx")), exitUsage, []string{"alias.onnx is the input"}},
+		{"rewrite: over the configuration", rewriteTo("good.onnx", "-o", config), exitUsage, []string{"dha.yaml is the input"}},
+		{"rewrite: onto a folder", rewriteTo("good.onnx", "-o", in("folder")), exitUsage, []string{"folder is a folder"}},
+		{"rewrite: into nowhere", rewriteTo("good.onnx", "-o", in("none/out.onnx")), exitUsage, []string{"none/out.onnx", "no such file or directory"}},
+		{"rewrite: over external data", []string{"rewrite", external, "--config", config, "--force", "-o", external + ".data"}, exitUsage, []string{"external.onnx.data"}},
+		{"rewrite: truncated", rewriteTo("truncated.onnx"), exitModel, []string{"truncated.onnx"}},
+		{"rewrite: missing data", rewriteTo("missing.onnx"), exitModel, []string{"nowhere.data"}},
+
+		{"verify: one model", []string{"verify", good}, exitUsage, []string{"REWRITTEN is missing; usage: onnx-dha verify ORIGINAL REWRITTEN"}},
+		{"verify: no runtime", []string{"verify", good, small, "--ort-lib", in("nowhere.so")}, exitRuntime, []string{"nowhere.so", "make runtime", "ONNXRUNTIME_LIB"}},
+		{"verify: text as runtime", []string{"verify", good, small, "--ort-lib", in("text.onnx")}, exitRuntime, []string{"text.onnx"}},
+		{"verify: wrong provider", []string{"verify", good, small, "--provider", "gpu"}, exitUsage, []string{`--provider "gpu"`, "want one of cpu, cuda"}},
+		{"verify: another original", []string{"verify", other, small}, exitUsage, []string{"made for another model"}},
+		{"verify: unrelated", []string{"verify", good, bert}, exitUsage, []string{"bert.onnx is no rewrite of", "its inputs are"}},
+		{"verify: another configuration", []string{"verify", good, small, "--config", in("none.yaml")}, exitUsage, []string{"was rewritten with another configuration"}},
+		{"verify: truncated", []string{"verify", good, in("truncated.onnx")}, exitModel, []string{"truncated.onnx"}},
+		{"verify: report over a model", []string{"verify", good, small, "--steps", "1", "-o", small}, exitUsage, []string{"is the input"}},
+		{"verify: negative steps", []string{"verify", good, small, "--steps", "-1"}, exitUsage, []string{"--steps and --threads are 0 or more"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := contents(t, base)
+			code, out, errs := invoke(tc.args...)
+			if code != tc.code {
+				t.Errorf("exit code %d, want %d", code, tc.code)
+			}
+			first, rest, _ := strings.Cut(errs, "\n")
+			if !strings.HasPrefix(first, "onnx-dha: ") || rest != "" && !strings.Contains(rest, " | ") {
+				t.Errorf("want one line (and an excerpt of a configuration), got %q", errs)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(errs, want) {
+					t.Errorf("no %q in %q", want, errs)
+				}
+			}
+			for _, never := range []string{"goroutine", "panic", "USAGE", "%!"} {
+				if strings.Contains(out+errs, never) {
+					t.Errorf("%q in\n%s%s", never, out, errs)
+				}
+			}
+			if after := contents(t, base); !maps.Equal(before, after) {
+				t.Error("files changed")
+				for path := range after {
+					if _, ok := before[path]; !ok {
+						t.Errorf("new: %s", path)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestRuntimeFromEnvironment checks the message for a machine without ONNX Runtime.
+func TestRuntimeFromEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	model := save(t, filepath.Join(dir, "model.onnx"), "llama", testmodels.Options{Cache: true}, "")
+	t.Setenv(ort.Env, filepath.Join(dir, "nowhere"))
+	code, _, errs := invoke("verify", model, model)
+	if code != exitRuntime || !strings.Contains(errs, ort.Env+" names") || strings.Count(errs, "\n") != 1 {
+		t.Errorf("exit code %d, %q", code, errs)
+	}
+	// The version command reports it instead of failing.
+	if out := must(t, "version"); !strings.Contains(out, "ONNX Runtime: "+ort.Env) {
+		t.Errorf("version: %s", out)
+	}
+}
+
+func firstBlock(t *testing.T, model string) string {
+	t.Helper()
+	return at(t, decode(t, must(t, "inspect", model, "--json")), "blocks", 0, "name").(string)
+}
