@@ -23,9 +23,10 @@ var fingerprintForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 func isFingerprint(s string) bool { return fingerprintForm.MatchString(s) }
 
 // Fingerprint identifies the attention weights of a model: "sha256:" and the SHA-256 over the blocks in order, of each
-// the element type, dims and bytes of the query, key, value and output weights and biases. A tensor that several
-// projections of a block share (a packed weight) counts once. Names do not count, nor does how the file stores the
-// weights. The largest tensor being read bounds the memory in use.
+// the element type, dims and bytes of the query, key and value weights and biases. A tensor that several projections of
+// a block share (a packed weight) counts once. Names do not count, nor does how the file stores the weights. The output
+// projection does not count either: whether one is recognised may change from version to version of this program, and a
+// fingerprint must not.
 func Fingerprint(blocks []*attention.Block) (string, error) {
 	sums := make([][]byte, len(blocks))
 	errs := make([]error, len(blocks))
@@ -80,11 +81,6 @@ func digest(b *attention.Block) ([]byte, error) {
 			values = append(values, bias.Value)
 		}
 		if err := add(side.role, values...); err != nil {
-			return nil, err
-		}
-	}
-	if o := b.Output; o != nil {
-		if err := add("output", o.Weight, o.GemmBias); err != nil {
 			return nil, err
 		}
 	}

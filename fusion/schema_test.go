@@ -24,7 +24,12 @@ func TestSchema(t *testing.T) {
 		}
 		return schema.Validate(v)
 	}
+	demo, err := os.ReadFile("../testmodels/char-llama/dha.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, good := range []string{
+		string(demo),
 		strings.Replace(example, "-1e-3", "-0.001", 1), // decodeAny does not know exponents without a point
 		"version: 1\n",
 		"version: 1\nlayers: []\n",
