@@ -84,39 +84,44 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// The decoder and the protobuf library agree on every message that both accept.
+// The decoder agrees with the protobuf library on every message that both accept. (A list that stays in the file is
+// copied as it is; the library may write its numbers shorter.)
 func FuzzDecoder(f *testing.F) {
 	f.Add(serialise(f, richModel()))
 	f.Add(serialise(f, smallModel(rawTensor("w", 300, 0))))
+	library := func(t *testing.T, data []byte) *onnxpb.ModelProto {
+		pb := &onnxpb.ModelProto{}
+		if err := proto.Unmarshal(data, pb); err != nil {
+			t.Fatalf("the protobuf library refuses what was read or written: %v", err)
+		}
+		return pb
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m, err := Read("fuzz", data)
+		ours, err := Read("ours", data)
 		if err != nil {
 			return
 		}
-		got, err := written(m)
+		for _, lt := range ours.lazy { // a damaged list that stays in the file is found when it is read
+			for _, p := range lt.parts {
+				if _, _, err := lt.typed(elementType{bits: 64, list: p.field, integer: unsigned}); p.field != rawData && err != nil {
+					return
+				}
+			}
+		}
+		theirs, err := Read("theirs", serialise(t, library(t, data)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := serialiseLibrary(data)
-		if want == nil {
-			t.Fatal("the protobuf library refuses what was read")
-		}
-		if m2, err := Read("library", want); err != nil {
+		a, err := written(ours)
+		if err != nil {
 			t.Fatal(err)
-		} else if again, err := written(m2); err != nil || !bytes.Equal(got, again) {
-			t.Fatalf("the protobuf library reads another model, %v", err)
+		}
+		b, err := written(theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !proto.Equal(library(t, a), library(t, b)) {
+			t.Fatal("the protobuf library reads another model")
 		}
 	})
-}
-
-func serialiseLibrary(data []byte) []byte {
-	m := &onnxpb.ModelProto{}
-	if proto.Unmarshal(data, m) != nil {
-		return nil
-	}
-	b, err := canonical.Marshal(m)
-	if err != nil {
-		return nil
-	}
-	return b
 }
