@@ -34,26 +34,28 @@ type LogitMetrics struct {
 	Top5      float64 // mean share of p's five most likely tokens that are among q's five
 }
 
-// metric is one number of Metrics: its name in limits and JSON, the heading in tables, and whether less of it is worse.
+// metric is one number of Metrics: its name in limits and JSON, its name for people, whether less of it is worse,
+// whether it is of distributions, and whether tables have a column for it.
 type metric struct {
 	name, heading string
 	lessIsWorse   bool
 	logits        bool
+	column        bool
 	format        string
 	get           func(Metrics) float64
 }
 
 // metrics lists what can be limited and printed, in the order of the columns.
 var metrics = []metric{
-	{"max_abs", "max abs", false, false, "%.2e", func(m Metrics) float64 { return m.MaxAbs }},
-	{"max_rel", "max rel", false, false, "%.2e", func(m Metrics) float64 { return m.MaxRel }},
-	{"mean_abs", "mean abs", false, false, "%.2e", func(m Metrics) float64 { return m.MeanAbs }},
-	{"cosine", "cosine", true, false, "%.6f", func(m Metrics) float64 { return m.Cosine }},
-	{"sqnr_db", "SQNR dB", true, false, "%.1f", func(m Metrics) float64 { return m.SQNR }},
-	{"kl", "KL nats", false, true, "%.2e", func(m Metrics) float64 { return m.Logits.KL }},
-	{"kl_max", "KL max", false, true, "%.2e", func(m Metrics) float64 { return m.Logits.KLMax }},
-	{"top1", "top-1", true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top1 }},
-	{"top5", "top-5", true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top5 }},
+	{"max_abs", "max abs", false, false, true, "%.2e", func(m Metrics) float64 { return m.MaxAbs }},
+	{"max_rel", "max rel", false, false, true, "%.2e", func(m Metrics) float64 { return m.MaxRel }},
+	{"mean_abs", "mean abs", false, false, true, "%.2e", func(m Metrics) float64 { return m.MeanAbs }},
+	{"cosine", "cosine", true, false, true, "%.6f", func(m Metrics) float64 { return m.Cosine }},
+	{"sqnr_db", "SQNR dB", true, false, true, "%.1f", func(m Metrics) float64 { return m.SQNR }},
+	{"kl", "KL nats", false, true, true, "%.2e", func(m Metrics) float64 { return m.Logits.KL }},
+	{"kl_max", "KL max", false, true, false, "%.2e", func(m Metrics) float64 { return m.Logits.KLMax }},
+	{"top1", "top-1", true, true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top1 }},
+	{"top5", "top-5", true, true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top5 }},
 }
 
 // Value returns a metric by its name in limits and JSON; false when there is none or it does not apply.

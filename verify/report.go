@@ -186,6 +186,7 @@ func (l *line) judged(t Tolerance) Line {
 func (r *Report) WriteText(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s → %s   (ONNX Runtime %s, %s, seed %d)\n", r.Original, r.Rewritten, r.Runtime, r.Provider, r.Seed)
+	b.WriteString("cases: B sequences of S new tokens after T cached ones; decode: S tokens + single steps\n")
 	if r.Exact != nil {
 		b.WriteString(r.Exact.text("Rewrite error: against the tied reference"))
 	}
@@ -258,7 +259,7 @@ func (s *Section) text(title string) string {
 		t.AppendRow(append(row, judged))
 		for _, why := range l.Broken {
 			step := ""
-			if l.Steps > 1 {
+			if l.Steps > 1 && l.Case != allCases {
 				step = fmt.Sprintf(" (worst at step %d)", l.WorstStep)
 			}
 			fmt.Fprintf(&broken, "FAIL %s%s: %s\n", strings.TrimSpace(l.Case+" "+l.Output), step, why)
@@ -278,6 +279,9 @@ func (s *Section) text(title string) string {
 func (s *Section) columns() []metric {
 	var out []metric
 	for _, m := range metrics {
+		if !m.column {
+			continue
+		}
 		for _, l := range s.Lines {
 			if _, ok := l.Metrics.Value(m.name); ok {
 				out = append(out, m)
