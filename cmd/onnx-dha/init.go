@@ -56,7 +56,7 @@ func initialise(c *cli.Context) error {
 		return err
 	}
 	defer m.Close()
-	if err := needBlocks(args[0], found); err != nil {
+	if err := needBlocks(m, found); err != nil {
 		return err
 	}
 	cfg, err := fusion.Draft(found.Blocks, target)

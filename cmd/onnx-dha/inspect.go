@@ -12,6 +12,7 @@ import (
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
+	"onnx-dha/rewrite"
 )
 
 func inspectCommand() *cli.Command {
@@ -99,7 +100,7 @@ func inspect(c *cli.Context) error {
 	if err := emit(c, c.String("output"), d, func(w io.Writer, color bool) error { return d.print(w, color) }, args[0]); err != nil {
 		return err
 	}
-	return needBlocks(args[0], found)
+	return needBlocks(m, found)
 }
 
 func describeModel(m *graph.Model, found *attention.Report, all bool) *inspection {
@@ -110,7 +111,7 @@ func describeModel(m *graph.Model, found *attention.Report, all bool) *inspectio
 	if v := m.Proto.GetProducerVersion(); v != "" && d.Producer != "" {
 		d.Producer += " " + v
 	}
-	d.Rewritten, _ = m.Metadata("onnx-dha.version")
+	d.Rewritten, _ = m.Metadata(rewrite.MetadataVersion)
 	for _, v := range m.Graph.Inits {
 		d.Parameters += v.Init.Len()
 	}

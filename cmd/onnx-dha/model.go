@@ -8,6 +8,7 @@ import (
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
+	"onnx-dha/rewrite"
 )
 
 // loadModel opens a model. A path that leads nowhere is a mistake of the caller, what the file holds is the model's.
@@ -33,9 +34,13 @@ func openModel(path string) (*graph.Model, *attention.Report, error) {
 }
 
 // needBlocks is the error of a model without a block that can be rewritten, with the reason when there is one.
-func needBlocks(path string, r *attention.Report) error {
+func needBlocks(m *graph.Model, r *attention.Report) error {
 	if len(r.Blocks) > 0 {
 		return nil
+	}
+	path := m.Path
+	if version, ok := m.Metadata(rewrite.MetadataVersion); ok {
+		return coded(exitModel, fmt.Errorf("%s was rewritten by %s %s, and grouped attention is not taken apart again: start from the original", path, program, version))
 	}
 	for _, u := range r.Unsupported {
 		if u.Attention {

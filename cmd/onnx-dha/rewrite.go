@@ -76,7 +76,7 @@ func runRewrite(c *cli.Context) error {
 		return err
 	}
 	defer m.Close()
-	if err := needBlocks(args[0], found); err != nil {
+	if err := needBlocks(m, found); err != nil {
 		return err
 	}
 	if !c.Bool("force") {

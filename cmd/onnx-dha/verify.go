@@ -185,7 +185,7 @@ func openPair(c *cli.Context, original, rewritten string) (*modelPair, error) {
 	if p.config == nil {
 		return p, nil
 	}
-	if err := needBlocks(original, found); err != nil {
+	if err := needBlocks(big, found); err != nil {
 		return nil, err
 	}
 	if !c.Bool("force") {
