@@ -54,8 +54,8 @@ func TestInferIf(t *testing.T) {
 	}
 }
 
-func TestInferLoop(t *testing.T) {
-	c := newChain(13)
+// growingLoop builds a Loop that carries two values of shape [batch, 8], one of which grows.
+func growingLoop(c *chain) *Node {
 	x := c.input(floatType, "batch", 8)
 	n := c.withBody("Loop", []*Value{c.scalar(3), nil, x, x}, 4, nil, map[string]func(*chain){"body": func(b *chain) {
 		b.g.AddInput("i", TensorType(int64Type))
@@ -68,6 +68,13 @@ func TestInferLoop(t *testing.T) {
 		b.g.AddOutput(b.op("Neg", x), nil)
 		b.g.AddOutput(b.op("Neg", grown), nil)
 	}})
+	c.g.AddOutput(n.Out[0], TensorType(floatType, "rows", 8))
+	return n
+}
+
+func TestInferLoop(t *testing.T) {
+	c := newChain(13)
+	n := growingLoop(c)
 	f := Infer(c.g)
 	for i, want := range []string{"?,8", "?,?", "?,batch,8", "?,?,?"} {
 		if s, ok := f.Shape(n.Out[i]); !matches(s, ok, want) {

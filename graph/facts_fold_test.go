@@ -208,18 +208,25 @@ func TestFold(t *testing.T) {
 	}
 }
 
-// A head count that is hidden in a computed shape, and the scale that PyTorch's exporter takes from it.
-func TestFoldHiddenHeads(t *testing.T) {
-	c := newChain(14)
+// hiddenHeads builds an attention core on [batch, seq, 768] that computes its head count, 768/64, from the shape, and the
+// scale from the head dim as PyTorch's exporter does: its root on both operands.
+func hiddenHeads(c *chain) (shape, heads, root, scores, merged *Value) {
 	x := c.input(floatType, "batch", "seq", 768)
 	s := c.op("Shape", x)
 	dim := func(i int64) *Value { return c.op("Unsqueeze", c.op("Gather", s, c.scalar(i)), c.ints(0)) }
-	heads := c.op("Div", dim(2), c.ints(64))
+	heads = c.op("Div", dim(2), c.ints(64))
 	q := c.op("Transpose", c.op("Reshape", x, c.op("Concat", dim(0), dim(1), heads, c.ints(64), IntAttr("axis", 0))), IntsAttr("perm", 0, 2, 1, 3))
 	k := c.op("Transpose", q, IntsAttr("perm", 0, 1, 3, 2))
-	root := c.op("Sqrt", c.op("Div", c.float(1), c.op("Sqrt", c.op("Cast", c.op("Slice", c.op("Shape", q), c.ints(-1), c.ints(math.MaxInt64)), IntAttr("to", int64(floatType))))))
-	scores := c.op("MatMul", c.op("Mul", q, root), c.op("Mul", k, root))
-	merged := c.op("Reshape", c.op("Transpose", c.op("MatMul", scores, q), IntsAttr("perm", 0, 2, 1, 3)), c.op("Concat", dim(0), dim(1), c.ints(-1), IntAttr("axis", 0)))
+	root = c.op("Sqrt", c.op("Div", c.float(1), c.op("Sqrt", c.op("Cast", c.op("Slice", c.op("Shape", q), c.ints(-1), c.ints(math.MaxInt64)), IntAttr("to", int64(floatType))))))
+	scores = c.op("MatMul", c.op("Mul", q, root), c.op("Mul", k, root))
+	merged = c.op("Reshape", c.op("Transpose", c.op("MatMul", scores, q), IntsAttr("perm", 0, 2, 1, 3)), c.op("Concat", dim(0), dim(1), c.ints(-1), IntAttr("axis", 0)))
+	c.g.AddOutput(merged, TensorType(floatType, "batch", "seq", 768))
+	return s, heads, root, scores, merged
+}
+
+func TestFoldHiddenHeads(t *testing.T) {
+	c := newChain(14)
+	s, heads, root, scores, merged := hiddenHeads(c)
 	f := Infer(c.g)
 	if got, _ := f.Shape(scores); !matches(got, true, "batch,12,seq,seq") {
 		t.Errorf("scores are %v", got)
