@@ -74,17 +74,26 @@ func TestInferBudget(t *testing.T) {
 	}
 }
 
-// Nodes made at random, of every operator in the table, with operands and attributes that do not fit: nothing panics,
-// and what is said of a shape and of its elements fits together.
+// Nodes made at random, of every operator in the table, alone and feeding each other, with operands and attributes that
+// do not fit: nothing panics, and what is said of a shape and of its elements fits together.
 func TestInferMalformed(t *testing.T) {
 	r := rand.New(rand.NewPCG(11, 12))
 	keys := slices.SortedFunc(maps.Keys(rules), func(a, b opKey) int {
 		return slices.Compare([]string{a.domain, a.op}, []string{b.domain, b.op})
 	})
 	for _, key := range keys {
-		for range 150 {
-			checkFacts(t, randomNode(r, key).Graph)
+		for range 100 {
+			b := newOddGraph(r)
+			b.add(key)
+			checkFacts(t, b.g)
 		}
+	}
+	for range 1000 {
+		b := newOddGraph(r)
+		for range 12 {
+			b.add(keys[r.IntN(len(keys))])
+		}
+		checkFacts(t, b.g)
 	}
 }
 
@@ -142,27 +151,41 @@ var attributes = struct{ ints, lists, texts []string }{
 	[]string{"equation", "auto_pad"},
 }
 
-func randomNode(r *rand.Rand, key opKey) *Node {
-	m := New(9, []int64{1, 8, 9, 11, 13, 18, 24}[r.IntN(7)])
-	m.Graph = New(9, 13).Graph
-	m.Graph.Model = m
+// oddGraph grows a graph of nodes made at random.
+type oddGraph struct {
+	r      *rand.Rand
+	g      *Graph
+	values []*Value
+}
+
+func newOddGraph(r *rand.Rand) *oddGraph {
+	return &oddGraph{r: r, g: New(9, []int64{1, 8, 9, 11, 13, 18, 24}[r.IntN(7)]).Graph}
+}
+
+// add appends a node of an operator.
+func (b *oddGraph) add(key opKey) {
+	r, g, m := b.r, b.g, b.g.Model
 	elems := []elemType{floatType, int64Type, int32Type, boolType, uint8Type, onnxpb.TensorProto_FLOAT16, onnxpb.TensorProto_STRING, 0, 99}
 	var in []*Value
 	for i := range r.IntN(7) {
-		name := fmt.Sprintf("x%d", i)
+		name := fmt.Sprintf("x%d.%d", len(g.Nodes), i)
+		if len(b.values) > 0 && r.IntN(2) == 0 {
+			in = append(in, b.values[r.IntN(len(b.values))])
+			continue
+		}
 		switch r.IntN(6) {
 		case 0:
 			in = append(in, nil)
 		case 1:
 			list := oddList(r)
-			in = append(in, m.Graph.AddInit(NewTensor(name, []int64{int64(len(list))}, list)))
+			in = append(in, g.AddInit(NewTensor(name, []int64{int64(len(list))}, list)))
 		case 2:
-			in = append(in, m.Graph.AddInit(NewTensor(name, nil, []float32{float32(odd(r))})))
+			in = append(in, g.AddInit(NewTensor(name, nil, []float32{float32(odd(r))})))
 		case 3:
 			t := NewTensor(name, oddList(r), []int64{1, 2, 3}) // the dims say something else than the data
 			e := int32(elems[r.IntN(len(elems))])
 			t.Proto.DataType = &e
-			in = append(in, m.Graph.AddInit(t))
+			in = append(in, g.AddInit(t))
 		default:
 			var dims []any
 			for range r.IntN(6) {
@@ -172,7 +195,7 @@ func randomNode(r *rand.Rand, key opKey) *Node {
 			if r.IntN(8) == 0 {
 				typ = nil
 			}
-			in = append(in, m.Graph.AddInput(name, typ))
+			in = append(in, g.AddInput(name, typ))
 		}
 	}
 	var attrs []*onnxpb.AttributeProto
@@ -201,15 +224,15 @@ func randomNode(r *rand.Rand, key opKey) *Node {
 	}
 	var out []string
 	for i := range r.IntN(6) {
-		out = append(out, []string{"", fmt.Sprintf("y%d", i)}[r.IntN(2)])
+		out = append(out, []string{"", fmt.Sprintf("y%d.%d", len(g.Nodes), i)}[r.IntN(2)])
 	}
-	n := m.Graph.AddNode(key.op, key.domain, "", in, out, attrs...)
+	n := g.AddNode(key.op, key.domain, "", in, out, attrs...)
 	n.Subgraphs = map[string][]*Graph{}
 	for _, name := range []string{"then_branch", "else_branch", "body"} {
 		if r.IntN(3) == 0 {
 			continue
 		}
-		body := newGraph(m, m.Graph)
+		body := newGraph(m, g)
 		body.Owner = n
 		for i := range r.IntN(5) {
 			body.AddInput(fmt.Sprintf("i%d", i), TensorType(floatType, slices.Repeat([]any{"a"}, r.IntN(3))...))
@@ -223,7 +246,11 @@ func randomNode(r *rand.Rand, key opKey) *Node {
 		n.Subgraphs[name] = []*Graph{body}
 		n.Proto.Attribute = append(n.Proto.Attribute, &onnxpb.AttributeProto{Name: &name})
 	}
-	return n
+	for _, v := range n.Out {
+		if v != nil {
+			b.values = append(b.values, v)
+		}
+	}
 }
 
 // What any file holds, Infer survives.
