@@ -3,11 +3,11 @@
 package ort
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -107,7 +107,7 @@ func (s *Session) describe() (err error) {
 }
 
 func sessionOptions(o Options) (*binding.SessionOptions, error) {
-	add, ok := providers[cmpOr(strings.ToLower(o.Provider), "cpu")]
+	add, ok := providers[cmp.Or(strings.ToLower(o.Provider), "cpu")]
 	if !ok {
 		return nil, fmt.Errorf("execution provider %q is not known; want one of %s", o.Provider, strings.Join(Providers(), ", "))
 	}
@@ -150,14 +150,25 @@ func appendCUDA(opts *binding.SessionOptions, o Options) error {
 	defer cuda.Destroy()
 	all := map[string]string{"device_id": fmt.Sprint(o.Device)}
 	maps.Copy(all, o.ProviderOptions)
-	if err := cuda.Update(all); err != nil {
-		return fmt.Errorf("execution provider cuda: options %v: %w", all, err)
+	// Either call may be the first to load the provider's libraries.
+	err = cuda.Update(all)
+	if err == nil {
+		err = opts.AppendExecutionProviderCUDA(cuda)
 	}
-	if err := opts.AppendExecutionProviderCUDA(cuda); err != nil {
-		return fmt.Errorf("execution provider cuda does not load; its libraries (libonnxruntime_providers_cuda.so and _shared.so) "+
-			"must lie beside %q, and CUDA's on the library path: %w", filepath.Base(library.path), err)
+	if err != nil {
+		return fmt.Errorf("execution provider cuda: %s (options %v; it needs libonnxruntime_providers_shared.so and libonnxruntime_providers_cuda.so of the same release beside %s, and CUDA's libraries on the library path)",
+			cause(err), all, library.path)
 	}
 	return nil
+}
+
+// cause cuts the place in the runtime's source off a message of its own.
+func cause(err error) string {
+	msg := root(err).Error()
+	if _, after, ok := strings.Cut(msg, " : FAIL : "); ok {
+		return after
+	}
+	return msg
 }
 
 // Inputs describes the model's inputs, in order. The slice must not be changed.
@@ -427,11 +438,4 @@ func root(err error) error {
 		}
 		err = next
 	}
-}
-
-func cmpOr(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }

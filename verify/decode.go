@@ -110,7 +110,7 @@ func (d *Decoder) Step(ctx context.Context, tokens [][]int64, real [][]bool) (ma
 	}
 	out, err := d.model.session.Run(ctx, in)
 	if err != nil {
-		return nil, err
+		return nil, &refusal{err}
 	}
 	if err := d.keep(in, out, n); err != nil {
 		return nil, fmt.Errorf("model %q: %w", d.model.Path, err)
@@ -123,6 +123,11 @@ func (d *Decoder) Step(ctx context.Context, tokens [][]int64, real [][]bool) (ma
 	d.past += n
 	return out, nil
 }
+
+// refusal is the runtime's error on inputs that could be made: the model does not do what was asked of it.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
 
 // keep makes the presents of this step the pasts of the next.
 func (d *Decoder) keep(in, out map[string]*ort.Tensor, n int) error {

@@ -430,12 +430,15 @@ func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
 				continue
 			}
 			o, err := decoders[m].Step(ctx, tokens, real)
+			var refused *refusal
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()
-			case err != nil && m != r.rewritten:
+			case m != r.rewritten && errors.As(err, &refused):
 				r.note("%s ends before step %d: %v", c.name, step, err)
 				return nil
+			case err != nil && m != r.rewritten:
+				return fmt.Errorf("%s, step %d: %w", c.name, step, err)
 			case err != nil:
 				for _, s := range []*section{r.exact, r.drift} {
 					if s != nil {

@@ -67,6 +67,14 @@ func TestExactRewriteWithDrift(t *testing.T) {
 			t.Errorf("case %s: %d outputs, want 3 (there are %v)", name, seen[name], seen)
 		}
 	}
+	// Exactness holds for padding too; for drift it does not count: of 3 sequences of 16 tokens 1 and 2 are padding.
+	for s, want := range map[*Section]int64{r.Exact: 3 * 16, r.Drift: 3*16 - 3} {
+		for _, l := range s.Lines {
+			if l.Case == "B3 S16 T0 padded" && l.Output == "logits" && l.Metrics.Logits.Positions != want {
+				t.Errorf("against the %s %d positions were compared, want %d", s.Reference, l.Metrics.Logits.Positions, want)
+			}
+		}
+	}
 	for _, l := range r.Drift.Lines {
 		if strings.Contains(l.Case, "T3") || strings.HasPrefix(l.Output, "present") {
 			t.Errorf("drift of %s in %s: caches of other heads say nothing", l.Output, l.Case)
