@@ -52,10 +52,9 @@ func (f *Facts) node(n *Node) {
 	if f.functions[key] {
 		ok = false
 	}
-	switch {
-	case ok:
+	if ok {
 		r.apply(c)
-	default:
+	} else {
 		for _, body := range n.bodies() {
 			f.body(body, nil)
 		}
@@ -94,7 +93,7 @@ func (f *Facts) set(v *Value, fa fact, names bool) {
 		}
 	}
 	for i, d := range fa.shape {
-		if hi, ok := f.upper(d); ok && hi < 0 { // an error at run time
+		if hi, ok := f.upper(d); d.lost || ok && hi < 0 { // the latter is an error at run time
 			fa.shape = slices.Clone(fa.shape)
 			fa.shape[i] = f.newDim()
 		}
@@ -160,15 +159,12 @@ func (f *Facts) invent(shape []Dim) *Known {
 // opKey names an operator.
 type opKey struct{ domain, op string }
 
-// rule says how to infer the outputs of an operator. Every function may be nil: then elem is the type of the first
-// input, shape and elements are unknown.
+// rule says how to infer the outputs of an operator; each function may be nil.
 type rule struct {
-	elem  func(*call) elemType
-	shape func(*call) ([]Dim, bool)
-	// fold computes the elements of an output whose shape is known in full and small.
-	fold func(c *call, out int, shape []int64) ([]number, bool)
-	// rest sets the outputs after the first, which is settled by then, or everything when the other functions are nil.
-	rest func(*call)
+	elem  func(*call) elemType                                   // of the first output; nil: that of the first input
+	shape func(*call) ([]Dim, bool)                              // of the first output; false: unknown
+	rest  func(*call)                                            // sets other outputs; without elem and shape the first too
+	fold  func(c *call, out int, shape []int64) ([]number, bool) // the elements of an output whose shape is known and small
 }
 
 // call is a node under inference.
@@ -178,6 +174,7 @@ type call struct {
 	out []fact
 }
 
+// apply infers the outputs of c.
 func (r rule) apply(c *call) {
 	if r.elem != nil {
 		c.setElem(0, r.elem(c))
@@ -225,12 +222,14 @@ func (c *call) fact(i int) fact {
 	return fa
 }
 
+// setElem sets the type of output i, if the node has one.
 func (c *call) setElem(i int, e elemType) {
 	if i < len(c.out) {
 		c.out[i].elem = e
 	}
 }
 
+// setShape sets the shape of output i, if the node has one.
 func (c *call) setShape(i int, shape []Dim) {
 	if i < len(c.out) && len(shape) <= maxRank {
 		c.out[i].shape, c.out[i].ranked = shape, true

@@ -46,13 +46,10 @@ func (c *call) grown(p int, n Dim, first []Dim) []Dim {
 func attention(c *call) {
 	y, ok := c.shape(0)
 	for i := range 4 {
-		c.setElem(i, c.elem(0))
+		c.setElem(i, c.elem(i%3)) // the result and the scores are of Q's type, the presents of K's and V's
 	}
 	if !ok || c.rank(1) < 0 || c.rank(2) < 0 {
 		return
-	}
-	if c.Input(5) != nil {
-		c.setElem(2, c.elem(5))
 	}
 	var heads, kv, s, length, hk, hv Dim
 	switch {
@@ -83,7 +80,7 @@ func packedAttention(c *call) {
 	if n <= 0 {
 		return
 	}
-	out := Dim{}
+	var out Dim
 	if sizes, ok := c.Ints("qkv_hidden_sizes"); ok && len(sizes) == 3 {
 		out = Int(sizes[2])
 	} else if c.Input(2) != nil && c.rank(2) == 1 {

@@ -127,7 +127,7 @@ func rangeShape(c *call) ([]Dim, bool) {
 		b, ok := limit.value()
 		d, ok2 := step.value()
 		if ok && ok2 {
-			n := math.Ceil((b - a) / d)
+			n := math.Ceil(precision[c.elem(0)](b-a) / d) // the runtime subtracts in the elements' precision
 			if !(n < 1<<53) {
 				return c.f.newDims(1), true
 			}
@@ -225,11 +225,6 @@ func oneHotShape(c *call) ([]Dim, bool) {
 		depth = c.f.size(d[0])
 	}
 	return slices.Insert(slices.Clone(in), a, depth), true
-}
-
-// anyShape is a shape of which the rank is known.
-func anyShape(rank int) func(*call) ([]Dim, bool) {
-	return func(c *call) ([]Dim, bool) { return c.f.newDims(rank), true }
 }
 
 // rankOf is a shape of input i's rank.
