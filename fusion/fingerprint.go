@@ -103,6 +103,7 @@ func digestTensor(h hash.Hash, v *graph.Value) error {
 	}
 	h.Write(shape)
 	h.Write(data)
+	t.Release()
 	return nil
 }
 
