@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -99,37 +100,56 @@ func (c *copier) close() {
 	c.from, c.file = nil, nil
 }
 
-// pending is a file that is being written beside the name it will have.
+// pending is a file that is being written and has not got its name yet. Where the system can, it has no name at all
+// until it is complete, so that nothing is left of it even when the process is killed.
 type pending struct {
 	file     *os.File
-	path     string
-	replaces bool // a file of that name exists
-	named    bool // it has its name
+	path     string // the name it will have
+	temp     string // the name it has; empty for none
+	replaces bool   // a file of the name exists
+	named    bool   // it has its name
 }
 
 // create opens a new file in the folder of path.
 func create(path string) (*pending, error) {
 	_, err := os.Lstat(path)
-	replaces := err == nil
+	p := &pending{path: path, replaces: err == nil}
+	if p.file, err = openNameless(filepath.Dir(path)); err == nil {
+		return p, nil
+	}
+	err = p.underTemp(func(name string) (err error) {
+		p.file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		return err
+	})
+	return p, err
+}
+
+// underTemp calls f, which must not replace a file, with a free name in the folder of the path.
+func (p *pending) underTemp(f func(name string) error) error {
 	for i := 0; ; i++ {
-		name := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d-%d.tmp", filepath.Base(path), os.Getpid(), i))
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if errors.Is(err, os.ErrExist) && i < 1000 {
+		name := filepath.Join(filepath.Dir(p.path), fmt.Sprintf(".onnx-dha-%d-%d.tmp", os.Getpid(), i))
+		err := f(name)
+		if errors.Is(err, fs.ErrExist) && i < 1000 {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		if err == nil {
+			p.temp = name
 		}
-		return &pending{file: f, path: path, replaces: replaces}, nil
+		return err
 	}
 }
 
 // commit gives the file, which is synced, its name.
 func (p *pending) commit() error {
+	if p.temp == "" { // a link cannot replace a file, a rename can
+		if err := p.underTemp(func(name string) error { return linkNameless(p.file, name) }); err != nil {
+			return err
+		}
+	}
 	if err := p.file.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(p.file.Name(), p.path); err != nil {
+	if err := os.Rename(p.temp, p.path); err != nil {
 		return err
 	}
 	p.named = true
@@ -144,9 +164,9 @@ func (p *pending) commit() error {
 func (p *pending) undo() {
 	p.file.Close()
 	switch {
-	case !p.named:
-		os.Remove(p.file.Name())
-	case !p.replaces:
+	case p.named && !p.replaces:
 		os.Remove(p.path)
+	case !p.named && p.temp != "":
+		os.Remove(p.temp)
 	}
 }

@@ -433,3 +433,121 @@ func TestBuiltModelIsSaved(t *testing.T) {
 		t.Errorf("wrote\n%v\nwant\n%v", &got, want)
 	}
 }
+
+// Both ways of writing beside the output: a file without a name, and under a name of its own where there are none.
+func TestPendingFile(t *testing.T) {
+	for _, named := range []bool{false, true} {
+		dir := t.TempDir()
+		start := func() *pending {
+			p := &pending{path: filepath.Join(dir, "out")}
+			err := error(nil)
+			if named {
+				err = p.underTemp(func(name string) (err error) {
+					p.file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+					return err
+				})
+			} else {
+				p, err = create(p.path)
+			}
+			if err == nil {
+				_, err = p.file.WriteString("new")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		a, b := start(), start() // two at once do not meet
+		if named && a.temp == b.temp {
+			t.Errorf("both are %s", a.temp)
+		}
+		b.undo()
+		writeFile(t, filepath.Join(dir, "out"), []byte("the old one"))
+		if err := a.commit(); err != nil {
+			t.Fatal(err)
+		}
+		if got := filesIn(t, dir); !slices.Equal(got, []string{"out"}) || string(readFile(t, filepath.Join(dir, "out"))) != "new" {
+			t.Errorf("the folder holds %q", got)
+		}
+	}
+}
+
+func TestComputedWeights(t *testing.T) {
+	dir := t.TempDir()
+	path, _, _ := externalModel(t, dir)
+	want := rawTensor("", 500, 9).RawData
+	for _, external := range []string{"", "inline", "file", "share"} {
+		m := mustLoad(t, path)
+		calls := 0
+		fresh := Computed("new", onnxpb.TensorProto_FLOAT, []int64{500}, 2000, func() ([]byte, error) { calls++; return want, nil })
+		m.Graph.AddInit(fresh)
+		out := filepath.Join(dir, "out.onnx")
+		if err := checked(t, m).Save(out, SaveOptions{External: external}); err != nil {
+			t.Fatal(err)
+		}
+		if calls != 1 {
+			t.Errorf("%q: the bytes were made %d times", external, calls)
+		}
+		got, err := checked(t, mustLoad(t, out)).Graph.Value("new").Init.Bytes()
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%q: the weight did not arrive, %v", external, err)
+		}
+	}
+	m, empty := mustLoad(t, path), t.TempDir()
+	m.Graph.AddInit(Computed("short", onnxpb.TensorProto_FLOAT, []int64{500}, 2000, func() ([]byte, error) { return want[:8], nil }))
+	for _, external := range []string{"inline", "file"} {
+		err := m.Save(filepath.Join(empty, "out.onnx"), SaveOptions{External: external})
+		if err == nil || !strings.Contains(err.Error(), `tensor "short": 8 bytes were made, 2000 promised`) {
+			t.Errorf("%s: %v", external, err)
+		}
+	}
+	if got := filesIn(t, empty); len(got) > 0 {
+		t.Errorf("left behind: %q", got)
+	}
+}
+
+// Holes in a file of weights are zeros, wherever they lie in the range that is copied.
+func TestCopyKeepsHoles(t *testing.T) {
+	dir := t.TempDir()
+	const page, pages = 64 << 10, 8
+	for pattern := range 1 << 4 { // which pairs of pages hold data
+		path := filepath.Join(dir, "weights")
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range pages {
+			if pattern>>(i/2)&1 == 1 {
+				if _, err := f.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, page), int64(i*page)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := errorsJoin(f.Truncate(page*pages), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := readFile(t, path)
+		for _, r := range [][2]int64{{0, page * pages}, {100, page*pages - 300}, {page, 4 * page}, {3*page + 7, 1}, {page * pages, 0}} {
+			to, err := os.Create(filepath.Join(dir, "copy"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := &copier{}
+			_, err = to.WriteString("before")
+			err = errorsJoin(err, c.copy(to, &source{&mapped{path: path, info: info}, r[0], r[1]}))
+			_, err2 := to.WriteString("behind")
+			c.close()
+			if err := errorsJoin(err, err2, to.Close()); err != nil {
+				t.Fatal(err)
+			}
+			want := slices.Concat([]byte("before"), whole[r[0]:r[0]+r[1]], []byte("behind"))
+			if !bytes.Equal(readFile(t, to.Name()), want) {
+				t.Fatalf("pattern %b, %d bytes from %d: the copy differs", pattern, r[1], r[0])
+			}
+		}
+	}
+}
