@@ -15,7 +15,7 @@ import (
 // Apply rewrites the blocks of a plan in m: their keys and values are projected, cached and multiplied with fewer heads.
 // Blocks that the plan does not name stay as they are. On an error m is unchanged.
 func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
-	res := &Result{NodesBefore: len(m.Graph.Nodes), ParamsBefore: parameters(m.Graph)}
+	res := &Result{NodesBefore: len(m.Graph.Nodes), ParamsBefore: Parameters(m.Graph)}
 	keep := m.Graph.Dead()
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
@@ -32,13 +32,16 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
-	res.NodesAfter, res.ParamsAfter = len(m.Graph.Nodes), parameters(m.Graph)
+	res.NodesAfter, res.ParamsAfter = len(m.Graph.Nodes), Parameters(m.Graph)
 	return res, nil
 }
 
 // block prepares the rewrite of one block.
 func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) error {
 	b := bp.Block
+	if b.Fixed != "" {
+		return fmt.Errorf("%s; rewrite the original model instead", b.Fixed)
+	}
 	if form == fusion.Auto || form == "" {
 		form = fusion.Grouped
 	}
@@ -166,8 +169,8 @@ func cacheName(c *attention.Cache) string {
 	return c.Present.Name
 }
 
-// parameters counts the elements of all floating-point constants with more than one element.
-func parameters(g *graph.Graph) int64 {
+// Parameters counts the elements of all floating-point constants with more than one element.
+func Parameters(g *graph.Graph) int64 {
 	var n int64
 	count := func(t *graph.Tensor) {
 		if t != nil && t.Len() > 1 {

@@ -160,6 +160,7 @@ func exact(t *testing.T, path string, low fusion.Lowering, key, val func(int) []
 			t.Fatal(err)
 		}
 	}
+	described(t, filepath.Join(dir, "rewritten.onnx"), res)
 	r, err := verify.Run(context.Background(), verify.Request{
 		Original: path, Rewritten: filepath.Join(dir, "rewritten.onnx"), Tied: filepath.Join(dir, "tied.onnx"),
 		Caches: res.Caches, Steps: steps, Seed: 7,
@@ -173,6 +174,28 @@ func exact(t *testing.T, path string, low fusion.Lowering, key, val func(int) []
 		}
 	}
 	return res, r
+}
+
+// described finds the blocks of a rewritten model again: they must have the heads that the rewrite says they have.
+func described(t *testing.T, path string, res *rewrite.Result) {
+	t.Helper()
+	m, err := graph.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r := attention.Find(m)
+	for _, u := range r.Unsupported {
+		t.Errorf("rewritten: %v: at %v: %s", u.Node, u.At, u.Why)
+	}
+	if len(r.Blocks) != len(res.Blocks) {
+		t.Fatalf("the rewritten model has %d blocks, want %d", len(r.Blocks), len(res.Blocks))
+	}
+	for i, b := range r.Blocks {
+		if w := res.Blocks[i]; b.Heads != w.Heads || b.KVHeads != w.KeyHeads || b.ValueHeads != w.ValueHeads {
+			t.Errorf("%s: found %d query, %d key and %d value heads, want %d, %d, %d", b.Name, b.Heads, b.KVHeads, b.ValueHeads, w.Heads, w.KeyHeads, w.ValueHeads)
+		}
+	}
 }
 
 func TestExact(t *testing.T) {

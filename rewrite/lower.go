@@ -232,7 +232,7 @@ func (c *core) reorderQueries() error {
 	// Inputs between the products that differ from head to head are put in the same order.
 	for _, s := range c.b.PerHead {
 		l := c.b.Scores[s.Node.Out[0]]
-		if l.Outer != 1 || l.Inner != 1 {
+		if l.Spread || l.Outer != 1 || l.Inner != 1 {
 			return nil
 		}
 	}

@@ -27,6 +27,9 @@ type Block struct {
 	KeyCache *Cache // nil without a cache
 	ValCache *Cache
 
+	// Fixed says why a block that is described cannot be rewritten, empty when it can.
+	Fixed string
+
 	QK, Softmax, PV *graph.Node
 	// Scores are the wires between the two products on which the query heads lie on an axis, with that axis.
 	Scores map[*graph.Value]Layout
@@ -124,8 +127,8 @@ type Output struct {
 }
 
 // Layout says where the heads lie on a wire: along Axis, index (((o·Heads + h)·Repeat + r)·Inner + i) with
-// 0 ≤ o < Outer holds head h. A packed wire has other columns beside them (Pure is false) and only Axis is set. Query
-// heads may also be Spread over two axes (key/value head and query head within it); then only Pure is set.
+// 0 ≤ o < Outer holds head h. A packed wire has other columns beside them (Pure is false) and only Axis is set. On a
+// Spread wire they lie in no such pattern: on two axes (key/value head and query head within it), or repeated unequally.
 type Layout struct {
 	Axis, Outer, Heads, Repeat, Inner int
 	Pure, Spread                      bool

@@ -8,10 +8,14 @@ import (
 	"onnx-dha/graph"
 )
 
-// newHeadTracer starts a walk at the output of a product, [batch…, rows, cols]: at every batch position the label of head
-// id[position], or of head and column together when columns are channels to be told apart.
+// newHeadTracer starts a walk at the output of a product, [batch…, rows, cols]: at every batch position (and row, when id
+// has one entry for each) the label of head id[position], or of head and column together when columns are channels to be
+// told apart.
 func newHeadTracer(f *graph.Facts, source *graph.Value, batch, id []int, rows, cols int, channels bool) *tracer {
 	s := &sample{shape: append(slices.Clone(batch), rows, cols), stored: append(slices.Clone(batch), 1, 1), scale: 1}
+	if len(id) > product(batch) {
+		s.stored[len(batch)] = rows
+	}
 	each := 1
 	if channels {
 		each = cols
@@ -45,7 +49,7 @@ func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (
 		note := func(v *graph.Value, n *graph.Node) *stop {
 			l, ok := layout(t, t.memo[v], of)
 			if !ok || !l.Pure {
-				return &stop{n, v, "query heads do not lie along one axis there"}
+				return &stop{n, v, "query heads are mixed there"}
 			}
 			b.Scores[v] = l
 			return nil

@@ -153,7 +153,7 @@ func whyNoProduct(where string, n *graph.Node) string {
 var betweenProducts = map[string]func(int) bool{
 	"Add": nil, "Sub": nil, "Mul": nil, "Div": nil, "Max": nil, "Min": nil, "Where": func(i int) bool { return i > 0 },
 	"Cast": only(0), "Identity": only(0), "Reshape": only(0), "Unsqueeze": only(0), "Squeeze": only(0), "Clip": only(0),
-	"Tanh": only(0), "Dropout": only(0), "Transpose": only(0), "Expand": only(0), "Neg": only(0), "Softcap": only(0),
+	"Tanh": only(0), "Dropout": only(0), "Transpose": only(0), "Gather": only(0), "Expand": only(0), "Neg": only(0), "Softcap": only(0),
 }
 
 // productsAbove lists products of two computed operands from which v comes by operators that may stand between scores
@@ -257,11 +257,15 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	if err != nil {
 		return nil, &stop{qk, qk.Out[0], "queries and keys differ in their batch axes"}
 	}
-	qid, qcols, why := heads(qt, headSets(qt, qs, batch))
+	rows := 0
+	if r := len(qs.shape) - 2; qs.stored[r] > 1 {
+		rows, b.Fixed = qs.shape[r], stackedAlready
+	}
+	qid, qcols, why := heads(qt, headSets(qt, qs, batch, rows))
 	if why != "" {
 		return nil, &stop{qk, qk.In[0], "queries: " + why}
 	}
-	kid, kcols, why := heads(kt, headSets(kt, ks, batch))
+	kid, kcols, why := heads(kt, headSets(kt, ks, batch, 0))
 	if why != "" {
 		return nil, &stop{qk, qk.In[1], "keys: " + why}
 	}
@@ -281,12 +285,18 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	if err != nil {
 		return nil, &stop{pv, pv.Out[0], "probabilities and values differ in their batch axes"}
 	}
-	pid := make([]int, 0, len(qid))
-	read := pl.reduce(ps, []int{len(ps.shape) - 2, len(ps.shape) - 1}, true).reader()
-	for _, id := range gatherAll(append(slices.Clone(vbatch), 1, 1), read) {
+	rows = 0
+	if r := len(ps.shape) - 2; ps.stored[r] > 1 {
+		rows, b.Fixed = ps.shape[r], stackedAlready
+	}
+	var pid []int
+	for _, id := range headSets(&tracer{labels: pl}, ps, vbatch, rows) {
+		if id == 0 || int(id) > b.Heads {
+			return nil, &stop{pv, pv.In[0], "probabilities of several heads are mixed"}
+		}
 		pid = append(pid, int(id)-1)
 	}
-	vid, vcols, why := heads(vt, headSets(vt, vs, vbatch))
+	vid, vcols, why := heads(vt, headSets(vt, vs, vbatch, 0))
 	if why != "" {
 		return nil, &stop{pv, pv.In[1], "values: " + why}
 	}
@@ -300,7 +310,7 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 		cols [][]int
 		what string
 	}{{q, qt, qcols, "queries"}, {k, kt, kcols, "keys"}, {v, vt, vcols, "values"}} {
-		if st := p.path.place(p.t, p.cols, p.path == q); st != nil {
+		if st := p.path.place(p.t, p.cols); st != nil {
 			st.why = p.what + ": " + st.why
 			return nil, st
 		}
@@ -315,6 +325,13 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	if st := b.caches(f, kt, vt); st != nil {
 		return nil, st
 	}
+	for _, p := range []*Path{k, v} {
+		for w, l := range p.Wires {
+			if l.Spread && b.Fixed == "" {
+				b.Fixed = fmt.Sprintf("its key/value heads lie in no regular order on %q, as after an earlier rewrite", w.Name)
+			}
+		}
+	}
 	b.Rotary = rotary(kt, ks, kcols)
 	b.Scale = qs.scale * ks.scale * b.Scale
 	b.Kind = Self
@@ -324,8 +341,13 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	return b, nil
 }
 
-// readers matches query heads with the key or value heads at the same batch positions.
+// stackedAlready is why a block in the form of the grouped lowering is not rewritten again.
+const stackedAlready = "the queries of one group are stacked on the rows of a product already, as after an earlier rewrite"
+
+// readers matches query heads, one for every batch position or for every row there, with the key or value heads at the
+// same batch positions.
 func readers(qid, kid []int, heads int) ([]int, string) {
+	rows := len(qid) / len(kid)
 	of := make([]int, heads)
 	for i := range of {
 		of[i] = -1
@@ -333,9 +355,9 @@ func readers(qid, kid []int, heads int) ([]int, string) {
 	for p, h := range qid {
 		switch {
 		case of[h] < 0:
-			of[h] = kid[p]
-		case of[h] != kid[p]:
-			return nil, fmt.Sprintf("query head %d meets heads %d and %d", h, of[h], kid[p])
+			of[h] = kid[p/rows]
+		case of[h] != kid[p/rows]:
+			return nil, fmt.Sprintf("query head %d meets heads %d and %d", h, of[h], kid[p/rows])
 		}
 	}
 	return of, ""
@@ -437,7 +459,11 @@ func name(blocks []*Block) {
 	for _, b := range blocks {
 		b.Name = scope("/", b.QK.Name, b.Softmax.Name, b.PV.Name, b.Query.Projection.Node.Name, b.Key.Projection.Node.Name, b.Value.Projection.Node.Name)
 		if b.Name == "" {
-			b.Name = scope(".", b.Query.Projection.Weight.Name, b.Key.Projection.Weight.Name, b.Value.Projection.Weight.Name)
+			weights := []string{b.Query.Projection.Weight.Name, b.Key.Projection.Weight.Name, b.Value.Projection.Weight.Name}
+			if b.Output != nil {
+				weights = append(weights, b.Output.Weight.Name)
+			}
+			b.Name = scope(".", weights...)
 		}
 		used[b.Name]++
 	}

@@ -128,43 +128,46 @@ func whyStopped(f *graph.Facts, n *graph.Node) string {
 }
 
 // headSets reads the head structure of a product operand off its labels: for every position on the batch axes (all but
-// the last two, row-major over their sampled sizes) the set of columns in that matrix.
-func headSets(t *tracer, s *sample, batch []int) []int32 {
+// the last two, row-major over their sampled sizes) the set of columns in that matrix. With rows > 0 the rows of each
+// matrix are told apart: queries of one group may be stacked there, as this project's own lowering does.
+func headSets(t *tracer, s *sample, batch []int, rows int) []int32 {
 	lead := len(s.shape) - 2
-	per := t.labels.reduce(s, []int{lead, lead + 1}, true)
-	read := per.reader()
-	return gatherAll(append(slices.Clone(batch), 1, 1), read)
+	axes := []int{lead, lead + 1}
+	stored := append(slices.Clone(batch), 1, 1)
+	if rows > 0 {
+		axes = axes[1:]
+		stored[len(batch)] = rows
+	}
+	return gatherAll(stored, t.labels.reduce(s, axes, true).reader())
 }
 
-// heads numbers distinct sets in order of appearance. It fails when sets overlap without being equal, when one is empty,
-// or when they differ in size.
+// heads numbers distinct sets in the order of their first columns. It fails when sets overlap without being equal, when
+// one is empty, or when they differ in size.
 func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
+	distinct := slices.Clone(sets)
+	slices.SortFunc(distinct, func(a, b int32) int { return slices.Compare(t.labels.set(a), t.labels.set(b)) })
 	number := map[int32]int{}
 	owner := map[int32]int{}
-	for _, set := range sets {
-		h, ok := number[set]
-		if !ok {
-			h = len(columns)
-			number[set] = h
-			var cols []int
-			for _, c := range t.labels.set(set) {
-				if other, taken := owner[c]; taken {
-					return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other, h)
-				}
-				owner[c] = h
-				cols = append(cols, int(c))
+	for h, set := range slices.Compact(distinct) {
+		number[set] = h
+		var cols []int
+		for _, c := range t.labels.set(set) {
+			if other, taken := owner[c]; taken {
+				return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other, h)
 			}
-			if len(cols) == 0 {
-				return nil, nil, "some heads do not come from the projection"
-			}
-			columns = append(columns, cols)
+			owner[c] = h
+			cols = append(cols, int(c))
 		}
-		id = append(id, h)
+		if len(cols) == 0 {
+			return nil, nil, "some heads do not come from the projection"
+		}
+		columns = append(columns, cols)
+		if len(cols) != len(columns[0]) {
+			return nil, nil, fmt.Sprintf("heads have different sizes: head 0 has %d columns, head %d has %d", len(columns[0]), h, len(cols))
+		}
 	}
-	for h, c := range columns {
-		if len(c) != len(columns[0]) {
-			return nil, nil, fmt.Sprintf("heads have different sizes: head 0 has %d columns, head %d has %d", len(columns[0]), h, len(c))
-		}
+	for _, set := range sets {
+		id = append(id, number[set])
 	}
 	return id, columns, ""
 }
@@ -190,8 +193,7 @@ const (
 	nothing = -3 // no label
 )
 
-// layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed, spread over two axes, or
-// in an order that is no layout.
+// layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed or missing.
 func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 	ids := make([]int, len(s.data))
 	pure := true
@@ -244,9 +246,10 @@ func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 		return Layout{Axis: -1, Outer: 1, Heads: 1, Repeat: 1, Inner: 1, Pure: true}, true
 	}
 	if len(axes) != 1 {
-		return Layout{Axis: -1, Pure: true, Spread: len(axes) > 1}, false
+		return Layout{Axis: -1, Pure: true, Spread: true}, len(axes) > 1
 	}
 	a := axes[0]
+	irregular := Layout{Axis: a, Pure: true, Spread: true}
 	seq := make([]int, s.stored[a])
 	first := make([]int32, s.stored[a])
 	for p := range seq {
@@ -263,11 +266,11 @@ func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 	}
 	inner := len(distinct)
 	if len(seq)%(run*count) != 0 || run%inner != 0 {
-		return l, false
+		return irregular, true
 	}
 	for p, h := range seq {
 		if h != (p/run)%count {
-			return l, false
+			return irregular, true
 		}
 	}
 	return Layout{Axis: a, Outer: len(seq) / (run * count), Heads: count, Repeat: run / inner, Inner: inner, Pure: true}, true
@@ -348,9 +351,7 @@ func follow(f *graph.Facts, operand *graph.Value, what string) (*Path, *tracer, 
 
 // place fills in what depends on the heads: columns, the layout of every wire, the entry, the repetition, biases and
 // other inputs that differ from head to head. branches are followed from every wire to graph outputs.
-//
-// Query heads may be spread over two axes, since a rewrite need not touch their wires.
-func (p *Path) place(t *tracer, columns [][]int, mayspread bool) *stop {
+func (p *Path) place(t *tracer, columns [][]int) *stop {
 	p.Columns = columns
 	p.Wires = map[*graph.Value]Layout{}
 	p.Extent = map[*graph.Value][]Extent{}
@@ -358,9 +359,7 @@ func (p *Path) place(t *tracer, columns [][]int, mayspread bool) *stop {
 	note := func(v *graph.Value, s *sample, at *graph.Node) *stop {
 		l, ok := layout(t, s, of)
 		if !ok {
-			if !mayspread || !l.Spread {
-				return &stop{at, v, "heads do not lie along one axis there, or not in one order"}
-			}
+			return &stop{at, v, "heads are mixed with one another or with something else there"}
 		}
 		p.Wires[v] = l
 		return nil
@@ -422,7 +421,7 @@ func (p *Path) place(t *tracer, columns [][]int, mayspread bool) *stop {
 	for _, n := range p.Nodes {
 		for _, o := range n.Out {
 			l, ok := p.Wires[o]
-			if !ok || !l.Pure || l.Repeat == 1 || p.Repeat != nil {
+			if !ok || !l.Pure || l.Spread || l.Repeat == 1 || p.Repeat != nil {
 				continue
 			}
 			p.Repeat = o
@@ -432,7 +431,7 @@ func (p *Path) place(t *tracer, columns [][]int, mayspread bool) *stop {
 				if !ok || !m.Pure {
 					break
 				}
-				if s := t.memo[v]; m.Repeat == 1 && len(s.shape) == len(shape) && m.Axis == l.Axis && m.Inner == l.Inner {
+				if s := t.memo[v]; !m.Spread && m.Repeat == 1 && len(s.shape) == len(shape) && m.Axis == l.Axis && m.Inner == l.Inner {
 					p.Single = v
 					break
 				}

@@ -242,7 +242,11 @@ func (s *sample) reshape(shape []int) (*sample, error) {
 			}
 		}
 	}
-	return &sample{slices.Clone(shape), stored, s.full(expand...).data, s.scale}, nil
+	out := &sample{slices.Clone(shape), stored, s.full(expand...).data, s.scale}
+	if len(expand) > 1 {
+		out = out.compact() // a split may leave an axis (the batch of batch·heads) along which nothing changes
+	}
+	return out, nil
 }
 
 // pick selects indices along an axis; index -1 gives the empty label.
