@@ -60,7 +60,9 @@ func Find(explicit string) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("ONNX Runtime %s or newer is needed and no library was found: looked for %s in %s and on the system's library path; %s",
+	return "", fmt.Errorf("ONNX Runtime %s or newer is needed and no library was found: "+
+		"looked for %s in %s and on the system's library path; %s",
+
 		MinVersion, strings.Join(fileNames(), " or "), strings.Join(looked, ", "), wayOut)
 }
 

@@ -156,7 +156,9 @@ func appendCUDA(opts *binding.SessionOptions, o Options) error {
 		err = opts.AppendExecutionProviderCUDA(cuda)
 	}
 	if err != nil {
-		return fmt.Errorf("execution provider cuda: %s (options %v; it needs libonnxruntime_providers_shared.so and libonnxruntime_providers_cuda.so of the same release beside %s, and CUDA's libraries on the library path)",
+		return fmt.Errorf("execution provider cuda: %s (options %v; it needs libonnxruntime_providers_shared.so and "+
+			"libonnxruntime_providers_cuda.so of the same release beside %s, and CUDA's libraries on the library path)",
+
 			cause(err), all, library.path)
 	}
 	return nil

@@ -24,14 +24,17 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 	}
 	for _, out := range g.Outputs {
 		past, axis, grows := extends(out)
-		if past == nil || past == out || s.input(past.Name) == nil || taken[past.Name] || taken[out.Name] || !sameKind(s.input(past.Name), out) {
+		if past == nil || past == out || taken[past.Name] || taken[out.Name] {
+			continue
+		}
+		in := s.input(past.Name)
+		if in == nil || !sameKind(in, out) {
 			continue
 		}
 		// Appending to an input of lower rank may be anything, unless the names speak of a cache.
-		if len(s.input(past.Name).Dims) < 4 && bare(past.Name, pastWords) == past.Name {
-			continue
+		if len(in.Dims) >= 4 || bare(in.Name, pastWords) != in.Name {
+			add(past, out, axis, grows)
 		}
-		add(past, out, axis, grows)
 	}
 	byName := map[string]*graph.Value{}
 	for _, out := range g.Outputs {
@@ -42,7 +45,7 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 	for _, in := range s.Inputs {
 		key := bare(in.Name, pastWords)
 		out := byName[key]
-		if key == in.Name || out != nil && bare(out.Name, presentWords) == out.Name || out == nil || taken[in.Name] || taken[out.Name] || !sameKind(&in, out) {
+		if out == nil || key == in.Name || key == out.Name || taken[in.Name] || taken[out.Name] || !sameKind(&in, out) {
 			continue
 		}
 		// A cross attention's keys come out as long as they went in; its names say what they belong to.
@@ -60,7 +63,8 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 // Words that mark the two ends of a cache, longest first.
 var (
 	pastWords    = []string{"past_key_values", "past_key_value", "pasts", "past", "cache_in", "state_in", "cache", "mems"}
-	presentWords = []string{"present_key_values", "present_key_value", "presents", "present", "cache_out", "state_out", "new_cache", "new_mems", "updated"}
+	presentWords = []string{"present_key_values", "present_key_value", "presents", "present", "cache_out", "state_out", "new_cache",
+		"new_mems", "updated"}
 )
 
 // bare takes the first of the words out of a name.
@@ -75,11 +79,14 @@ func bare(name string, words []string) string {
 
 // sameKind reports whether an output could take the place of an input: same type, same rank, as far as declared.
 func sameKind(in *Input, out *graph.Value) bool {
+	if len(in.Dims) < 3 {
+		return false
+	}
 	t := out.Info.GetType().GetTensorType()
 	if t == nil {
-		return len(in.Dims) >= 3
+		return true
 	}
-	return onnxpb.TensorProto_DataType(t.GetElemType()) == in.DType && (t.Shape == nil || len(t.Shape.Dim) == len(in.Dims)) && len(in.Dims) >= 3
+	return onnxpb.TensorProto_DataType(t.GetElemType()) == in.DType && (t.Shape == nil || len(t.Shape.Dim) == len(in.Dims))
 }
 
 // fusedCaches says which input of a fused attention operator an output extends.

@@ -65,7 +65,8 @@ func CrossCheckFile(path string) (*CrossCheck, error) {
 		return nil, err
 	}
 	if info.Size() > maxCrossCheck {
-		return &CrossCheck{Limit: fmt.Sprintf("the file has %d MiB and onnx-go reads it whole; at most %d MiB are given to it", info.Size()>>20, maxCrossCheck>>20)}, nil
+		return &CrossCheck{Limit: fmt.Sprintf("the file has %d MiB and onnx-go reads it whole; at most %d MiB are given to it",
+			info.Size()>>20, maxCrossCheck>>20)}, nil
 	}
 	if limit := limitOf(m.Graph); limit != "" {
 		return &CrossCheck{Limit: limit}, nil
@@ -177,7 +178,8 @@ func compareEdges(n *graph.Node, op operation, differ func(string, ...any)) int 
 		for i := range max(len(want), len(got)) {
 			switch {
 			case i >= len(got) || got[i].index != i:
-				differ("node %v: the edge from %q to input %d, %q, is missing", n, out, i, slices.Concat(want, []string{"?"})[min(i, len(want))])
+				differ("node %v: the edge from %q to input %d, %q, is missing",
+					n, out, i, slices.Concat(want, []string{"?"})[min(i, len(want))])
 				return count
 			case i >= len(want):
 				differ("node %v: has an edge from %q to an input %d, %q", n, out, i, got[i].input)
@@ -225,7 +227,9 @@ func sameAttribute(n *graph.Node, want *onnxpb.AttributeProto, got any) (shown s
 		same = slices.EqualFunc(g, want.Strings, func(a string, b []byte) bool { return a == string(b) })
 	case tensor.Tensor:
 		ours, err := n.TensorAttr(want.GetName()).Float64s()
-		same = err == nil && slices.EqualFunc(floats(g.Data()), ours, func(a, b float64) bool { return math.Float64bits(a) == math.Float64bits(b) })
+		same = err == nil && slices.EqualFunc(floats(g.Data()), ours, func(a, b float64) bool {
+			return math.Float64bits(a) == math.Float64bits(b)
+		})
 		return fmt.Sprintf("a tensor of %v", g.Shape()), same
 	default:
 		same = true // of a type that onnx-go does not look into
@@ -313,7 +317,8 @@ func attributeLimit(n *graph.Node, a *onnxpb.AttributeProto) string {
 		return "is a bool tensor with raw data"
 	}
 	switch t.DType() {
-	case onnxpb.TensorProto_FLOAT, onnxpb.TensorProto_DOUBLE, onnxpb.TensorProto_INT64, onnxpb.TensorProto_INT32, onnxpb.TensorProto_BOOL:
+	case onnxpb.TensorProto_FLOAT, onnxpb.TensorProto_DOUBLE, onnxpb.TensorProto_INT64, onnxpb.TensorProto_INT32,
+		onnxpb.TensorProto_BOOL:
 		return ""
 	}
 	return fmt.Sprintf("is a tensor of %s", strings.ToLower(t.DType().String()))

@@ -55,7 +55,8 @@ type Decoder struct {
 // what a step needs beyond tokens, masks, positions and caches is generated from seed.
 func (m *Model) NewDecoder(n int, seed uint64, fixed map[string]*ort.Tensor) (*Decoder, error) {
 	if !m.IsDecoder() {
-		return nil, fmt.Errorf("model %q is no decoder: want an input of token ids with an open length and an output of logits; its inputs are %s", m.Path, m.inputNames())
+		return nil, fmt.Errorf("model %q is no decoder: want an input of token ids with an open length and an output of logits; its inputs are %s",
+			m.Path, m.inputNames())
 	}
 	if b, ok := m.Signature.fixed[Batch]; ok && b != n {
 		return nil, fmt.Errorf("model %q runs batches of %d only, want %d", m.Path, b, n)

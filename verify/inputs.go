@@ -197,7 +197,8 @@ func (s *Signature) env(c Case) (map[string]int64, error) {
 	}
 	for sym, n := range c.Sizes {
 		if !known[sym] {
-			return nil, fmt.Errorf("size %q is given, but no input has such a dimension; there are %s", sym, strings.Join(slices.Sorted(maps.Keys(env)), ", "))
+			return nil, fmt.Errorf("size %q is given, but no input has such a dimension; there are %s",
+				sym, strings.Join(slices.Sorted(maps.Keys(env)), ", "))
 		}
 		env[sym] = int64(n)
 	}
@@ -232,7 +233,7 @@ func overridden(symbols []string, sizes map[string]int) bool {
 	return slices.ContainsFunc(symbols, func(s string) bool { _, ok := sizes[s]; return ok })
 }
 
-// maker fills one input: rows is the product of all dimensions but the last, width the last.
+// maker returns the elements of one input, row-major.
 type maker func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error)
 
 // makers has one row per role.
@@ -240,25 +241,22 @@ var makers = map[Role]maker{
 	TokenIDs:  makeTokens,
 	MaskOnes:  makeMask,
 	Positions: makePositions,
-	Segments:  constant(0),
-	Integers: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, float64(min(len(shape)/2, 1))), nil
-	},
-	Flags:     constant(1),
 	Numbers:   makeNormal,
 	PastCache: makeNormal,
-	PastLen: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, float64(b.Past)), nil
-	},
-	TotalLen: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, float64(b.Past+b.Seq)), nil
-	},
-	LastPos: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, float64(b.Past+b.Seq-1)), nil
-	},
-	HasPast: func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, float64(min(b.Past, 1))), nil
-	},
+	Segments:  all(func(batch, []int64) int { return 0 }),
+	Flags:     all(func(batch, []int64) int { return 1 }),
+	Integers:  all(func(_ batch, shape []int64) int { return min(len(shape)/2, 1) }),
+	HasPast:   all(func(b batch, _ []int64) int { return min(b.Past, 1) }),
+	PastLen:   all(func(b batch, _ []int64) int { return b.Past }),
+	TotalLen:  all(func(b batch, _ []int64) int { return b.Past + b.Seq }),
+	LastPos:   all(func(b batch, _ []int64) int { return b.Past + b.Seq - 1 }),
+}
+
+// all makes every element the same.
+func all(value func(b batch, shape []int64) int) maker {
+	return func(_ *Signature, _ Input, b batch, shape []int64, _ *rand.Rand) ([]float64, error) {
+		return fill(shape, float64(value(b, shape))), nil
+	}
 }
 
 func (s *Signature) make(in Input, b batch, env map[string]int64) (*ort.Tensor, error) {
@@ -292,12 +290,6 @@ func fill(shape []int64, x float64) []float64 {
 		out[i] = x
 	}
 	return out
-}
-
-func constant(x float64) maker {
-	return func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-		return fill(shape, x), nil
-	}
 }
 
 func makeNormal(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
@@ -343,7 +335,8 @@ func makeMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]f
 	}
 	width := int(shape[1])
 	if int(shape[0]) != len(b.real) || width != len(b.real[0]) {
-		return nil, fmt.Errorf("shape %v does not hold %d sequences of %d positions; want its last axis to cover cache and tokens", shape, len(b.real), len(b.real[0]))
+		return nil, fmt.Errorf("shape %v does not hold %d sequences of %d positions; want its last axis to cover cache and tokens",
+			shape, len(b.real), len(b.real[0]))
 	}
 	for i, row := range b.real {
 		for j, ok := range row {

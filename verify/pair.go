@@ -34,6 +34,8 @@ type Request struct {
 	// Text holds token ids that prompts and inputs are cut from; nil for random tokens.
 	Text []int64
 	Seed uint64
+	// Logits names the output that scores tokens, when neither its name nor its width tells.
+	Logits string
 	// Exact and Drift judge the two comparisons; nil for Exact() and DefaultDrift().
 	Exact, Drift *Tolerance
 	Sizes        map[string]int         // see Case
@@ -129,6 +131,12 @@ func (r *pairRun) open() (err error) {
 	if err := sameInputs(r.original, r.rewritten); err != nil {
 		return err
 	}
+	if q.Logits != "" {
+		if !slices.Contains(r.original.Outputs, q.Logits) {
+			return fmt.Errorf("model %q has no output %q to take for logits; it has %v", q.Original, q.Logits, r.original.Outputs)
+		}
+		r.original.Logits, r.rewritten.Logits = q.Logits, q.Logits
+	}
 	r.drift = &section{reference: r.original, tolerance: drift.For(r.original.Precision)}
 	if q.Tied == "" {
 		return nil
@@ -139,6 +147,7 @@ func (r *pairRun) open() (err error) {
 	if err := sameInputs(r.tied, r.rewritten); err != nil {
 		return err
 	}
+	r.tied.Logits = r.original.Logits
 	r.exact = &section{reference: r.tied, tolerance: exact.For(r.original.Precision)}
 	return nil
 }
@@ -157,7 +166,8 @@ func sameInputs(a, b *Model) error {
 		for _, in := range pair[0].Inputs {
 			other := pair[1].input(in.Name)
 			if other == nil {
-				return fmt.Errorf("model %q has an input %q that model %q lacks; its inputs are %v", pair[0].Path, in.Name, pair[1].Path, pair[1].inputNames())
+				return fmt.Errorf("model %q has an input %q that model %q lacks; its inputs are %v",
+					pair[0].Path, in.Name, pair[1].Path, pair[1].inputNames())
 			}
 			if other.DType != in.DType || len(other.Dims) != len(in.Dims) {
 				return fmt.Errorf("input %q is %v with %d axes in model %q and %v with %d in model %q",
@@ -169,7 +179,7 @@ func sameInputs(a, b *Model) error {
 }
 
 // prompt cuts n tokens for each of count sequences out of the request's text, or draws them.
-func (r *pairRun) prompt(count, n int, name string) [][]int64 {
+func (r *pairRun) prompt(count, n int) [][]int64 {
 	in := r.original.input(r.original.Tokens)
 	if in == nil {
 		return nil
@@ -200,7 +210,7 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 	c.Sizes, c.Feeds = merge(r.Sizes, c.Sizes), merge(r.Feeds, c.Feeds)
 	b := batch{Case: c, seed: r.Seed}
 	if r.Text != nil {
-		b.tokens = r.prompt(c.Batch, c.Seq, c.Name)
+		b.tokens = r.prompt(c.Batch, c.Seq)
 	}
 	if c.Padding {
 		b.real = padding(c.Batch, c.Past+c.Seq)
@@ -398,7 +408,7 @@ func (r *pairRun) decodeCases() []decodeCase {
 // decode runs a prefill and then single steps, all models on the tokens that the original finds most likely, each with
 // its own cache.
 func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
-	tokens := r.prompt(c.batch, c.prompt, c.name)
+	tokens := r.prompt(c.batch, c.prompt)
 	var real [][]bool
 	if c.padded {
 		real = padding(c.batch, c.prompt)
@@ -482,7 +492,8 @@ func (r *pairRun) fixedInputs(n int) (map[*Model]map[string]*ort.Tensor, error) 
 			out[m] = merge(r.Feeds, nil)
 		}
 	}
-	in, err := r.rewritten.feed(batch{Case: r.rewritten.settle(Case{Name: "decode", Batch: n, Seq: 1, Sizes: r.Sizes, Feeds: r.Feeds}), seed: r.Seed}, nil)
+	c := r.rewritten.settle(Case{Name: "decode", Batch: n, Seq: 1, Sizes: r.Sizes, Feeds: r.Feeds})
+	in, err := r.rewritten.feed(batch{Case: c, seed: r.Seed}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("model %q: %w", r.Rewritten, err)
 	}

@@ -3,6 +3,7 @@ package verify
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -179,6 +180,7 @@ func TestUnusableRequests(t *testing.T) {
 		"no such axis":  {Request{Original: path, Rewritten: path, Tied: path, Caches: []rewrite.CacheChange{{Block: "b", Past: "past_key", Axis: 4, Map: []int{0}}}}, []string{"axis 4"}},
 		"a feed of the wrong shape": {Request{Original: path, Rewritten: path, Steps: -1, Feeds: map[string]*ort.Tensor{"input_ids": ort.FromInt64([]int64{1}, 1)}},
 			[]string{"nothing could be compared", "input_ids int64[1]"}},
+		"no such logits":             {Request{Original: path, Rewritten: path, Logits: "scores"}, []string{`no output "scores"`, "present_key"}},
 		"a metric that is not there": {Request{Original: path, Rewritten: path, Drift: &Tolerance{Limits: []Limit{{"klx", 1}}}}, []string{`"klx"`}},
 	} {
 		_, err := Run(context.Background(), c.q)
@@ -255,7 +257,7 @@ func TestSizesFeedsAndText(t *testing.T) {
 		t.Errorf("the fed tokens became %v (%v)", in["input_ids"], err)
 	}
 	r := &pairRun{Request: Request{Text: []int64{4, 5, 6, 7, 8}}, original: m}
-	for _, row := range r.prompt(3, 2, "") {
+	for _, row := range r.prompt(3, 2) {
 		if row[1] != row[0]+1 || row[0] < 4 {
 			t.Errorf("prompt %v is not a piece of the text", row)
 		}
@@ -356,5 +358,62 @@ func TestReportForPeople(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(text)
+	}
+}
+
+// Programs read these names.
+func TestReportForPrograms(t *testing.T) {
+	q := compress(t)
+	q.Steps = 2
+	r := run(t, q)
+	var b bytes.Buffer
+	if err := r.WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Original, Rewritten, Runtime, Provider string
+		Seed                                   *uint64
+		Passed                                 *bool
+		RewritePassed                          *bool `json:"rewrite_passed"`
+		DriftPassed                            *bool `json:"drift_passed"`
+		RewriteError, Drift                    *struct {
+			Reference string
+			Tolerance struct {
+				Name   string
+				Limits map[string]float64
+			}
+			Lines []struct {
+				Case, Output, Kind string
+				Steps              int
+				WorstStep          *int `json:"worst_step"`
+				Limits             int
+				Passed             *bool
+				Broken             []string
+				Metrics            map[string]any
+			}
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(bytes.Replace(b.Bytes(), []byte("rewrite_error"), []byte("RewriteError"), 1)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Runtime != ort.Version() || got.Provider != "cpu" || *got.Seed != 7 || *got.Passed || !*got.RewritePassed || *got.DriftPassed {
+		t.Errorf("%+v", got)
+	}
+	if got.RewriteError.Tolerance.Limits["max_rel"] != 1e-4 || got.Drift.Tolerance.Limits["kl"] != 0.05 {
+		t.Errorf("tolerances %v and %v", got.RewriteError.Tolerance, got.Drift.Tolerance)
+	}
+	last := got.Drift.Lines[len(got.Drift.Lines)-1]
+	if last.Case != "all cases" || last.Kind != "logits" || *last.Passed || len(last.Broken) == 0 || last.Metrics["kl"].(float64) < 0.05 {
+		t.Errorf("%+v", last)
+	}
+	for _, l := range got.RewriteError.Lines {
+		if !*l.Passed || l.Limits != 1 || l.Metrics["max_rel"] == nil {
+			t.Errorf("%+v", l)
+		}
+	}
+	if s := r.Drift.Lines[len(r.Drift.Lines)-1].String(); !strings.HasPrefix(s, "all cases logits: max abs ") || !strings.Contains(s, "FAIL: KL nats") {
+		t.Errorf("the line says %q", s)
 	}
 }

@@ -58,6 +58,17 @@ const (
 // Passed reports whether the line keeps its section's tolerance.
 func (l Line) Passed() bool { return len(l.Broken) == 0 }
 
+// String is the line in words: "decode B1 S8+20 logits: max abs 1.2e-06, …: PASS".
+func (l Line) String() string {
+	s := strings.TrimSpace(l.Case+" "+l.Output) + ": "
+	for _, m := range metrics {
+		if x, ok := l.Metrics.Value(m.name); ok && l.Output != "" {
+			s += fmt.Sprintf("%s "+m.format+", ", m.heading, x)
+		}
+	}
+	return s + strings.Join(append([]string{verdict(l.Passed())}, l.Broken...), ": ")
+}
+
 // Passed reports whether all lines pass. A section that compared nothing does: it found no failure.
 func (s *Section) Passed() bool {
 	if s == nil {
@@ -165,7 +176,10 @@ func (s *section) result(reference string) *Section {
 
 // judged returns the line's result under a tolerance.
 func (l *line) judged(t Tolerance) Line {
-	r := Line{Case: l.name, Output: l.output, Kind: OtherOutput, Steps: l.steps, WorstStep: l.meter.WorstAdd(), Metrics: l.meter.Metrics()}
+	r := Line{
+		Case: l.name, Output: l.output, Kind: OtherOutput,
+		Steps: l.steps, WorstStep: l.meter.WorstAdd(), Metrics: l.meter.Metrics(),
+	}
 	switch {
 	case l.logits:
 		r.Kind = LogitsOutput
@@ -324,7 +338,8 @@ func (s *Section) condensed() []Line {
 func (p *TextPair) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nText: %d tokens\n", p.Original.Tokens)
-	fmt.Fprintf(&b, "perplexity   original %.4f, rewritten %.4f (×%.4f)\n", p.Original.Perplexity, p.Rewritten.Perplexity, p.Rewritten.Perplexity/p.Original.Perplexity)
+	ratio := p.Rewritten.Perplexity / p.Original.Perplexity
+	fmt.Fprintf(&b, "perplexity   original %.4f, rewritten %.4f (×%.4f)\n", p.Original.Perplexity, p.Rewritten.Perplexity, ratio)
 	fmt.Fprintf(&b, "nats/token   original %.4f, rewritten %.4f\n", p.Original.NLL, p.Rewritten.NLL)
 	fmt.Fprintf(&b, "KL %.4f nats, top-1 agreement %.1f %%\n", p.KL, 100*p.Top1)
 	b.WriteString(sideBySide(

@@ -262,6 +262,9 @@ func operator(n *graph.Node) string {
 	return n.Domain + " " + n.OpType
 }
 
+// dresses lists operators that a table may wear.
+var dresses = []string{"Identity", "Cast", "DequantizeLinear"}
+
 // lookup returns the rows of the table when use u is an index into one, else 0.
 func lookup(u graph.Use) int64 {
 	table, ok := tableInputs[operator(u.Node)][u.Index]
@@ -273,7 +276,7 @@ func lookup(u graph.Use) int64 {
 		axis = u.Node.Int("axis", u.Node.Int("gather_axis", 0))
 	}
 	v := u.Node.Input(table)
-	for v != nil && v.Const() == nil && v.Producer != nil && slices.Contains([]string{"Identity", "Cast", "DequantizeLinear"}, v.Producer.OpType) {
+	for v != nil && v.Const() == nil && v.Producer != nil && slices.Contains(dresses, v.Producer.OpType) {
 		v = v.Producer.Input(0)
 	}
 	t := v.Const()

@@ -101,7 +101,8 @@ func (l *lossSum) mean() TextLoss {
 }
 
 func noWindow(ids []int64, window int) error {
-	return fmt.Errorf("a text of %d tokens has no window of %d; want a longer text, or windows of 2 tokens and more", len(ids), window)
+	return fmt.Errorf("a text of %d tokens has no window of %d; want a longer text, or windows of 2 tokens and more",
+		len(ids), window)
 }
 
 func windowsOf(ids []int64, window, limit int) [][]int64 {
@@ -125,7 +126,8 @@ func (m *Model) score(ctx context.Context, ids []int64) ([]float64, error) {
 	}
 	l := out[m.Logits]
 	if len(l.Shape) != 3 || int(l.Shape[1]) != len(ids) {
-		return nil, fmt.Errorf("model %q: logits are %v for %d tokens; a perplexity needs the scores of every position", m.Path, l, len(ids))
+		return nil, fmt.Errorf("model %q: logits are %v for %d tokens; a perplexity needs the scores of every position",
+			m.Path, l, len(ids))
 	}
 	return l.Float64s()
 }
@@ -172,7 +174,8 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 		}
 		a, b := logits[0], logits[1]
 		if len(a) != len(b) {
-			return nil, fmt.Errorf("model %q has a vocabulary of %d, model %q one of %d", original.Path, len(a)/len(w), rewritten.Path, len(b)/len(w))
+			return nil, fmt.Errorf("model %q has a vocabulary of %d, model %q one of %d",
+				original.Path, len(a)/len(w), rewritten.Path, len(b)/len(w))
 		}
 		v := len(a) / len(w)
 		for i := 0; i < len(a); i += v {
