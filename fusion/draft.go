@@ -3,14 +3,15 @@ package fusion
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"onnx-dha/graph/attention"
 )
 
-// Draft writes a configuration to start from: every block of the model with groups of neighbours, as many as the
-// target says, fused by the mean, and the model's fingerprint. Comments say what each block has.
+// Draft writes a configuration to start from: every block of the model that can be rewritten with groups of neighbours,
+// as many as the target says, fused by the mean, and the model's fingerprint. Comments say what each block has.
 func Draft(blocks []*attention.Block, target Target) (*Config, error) {
-	if len(blocks) == 0 {
+	if !slices.ContainsFunc(blocks, func(b *attention.Block) bool { return b.Fixed == "" }) {
 		return nil, errors.New("the model has no attention block that can be rewritten")
 	}
 	fingerprint, err := Fingerprint(blocks)
@@ -24,6 +25,9 @@ func Draft(blocks []*attention.Block, target Target) (*Config, error) {
 			"\"key: 4\" stands for four groups of neighbours. Blocks that are not listed stay as they are.",
 	}
 	for _, b := range blocks {
+		if b.Fixed != "" {
+			continue
+		}
 		key, value, err := target(b)
 		if err != nil {
 			return nil, err

@@ -149,6 +149,15 @@ func TestDraft(t *testing.T) {
 	if _, err := Draft(nil, HeadCounts(1, 1)); err == nil {
 		t.Error("a draft for no block")
 	}
+	m[0].Fixed = "no reason"
+	part, err := Draft(m, HeadCounts(1, 1))
+	if err != nil || len(part.Layers) != 1 || part.Layers[0].Block != "b" || part.Fingerprint != c.Fingerprint {
+		t.Errorf("with a block that is fixed: %+v, %v; want block b and the fingerprint of both", part, err)
+	}
+	m[1].Fixed = "no reason"
+	if _, err := Draft(m, HeadCounts(1, 1)); err == nil {
+		t.Error("a draft for blocks that are fixed")
+	}
 }
 
 func TestTargets(t *testing.T) {

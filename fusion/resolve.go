@@ -32,6 +32,9 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 			continue
 		}
 		delete(layers, b.Name)
+		if b.Fixed != "" {
+			return nil, c.src.errorf(l.at, "block %q cannot be rewritten: %s", b.Name, b.Fixed)
+		}
 		bp := BlockPlan{Block: b, Key: Identity(b.KVHeads), Value: Identity(b.ValueHeads)}
 		for _, s := range l.sides() {
 			heads := b.KVHeads

@@ -87,6 +87,15 @@ func TestResolveErrors(t *testing.T) {
 			}
 		})
 	}
+	fixed := blocks(4, "h.0.attn")
+	fixed[0].Fixed = "its heads are elsewhere"
+	c, err := Parse("dha.yaml", []byte(layer("key: 2")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Resolve(fixed); err == nil || err.Error() != `dha.yaml:3:5: block "h.0.attn" cannot be rewritten: its heads are elsewhere` {
+		t.Errorf("a block that is fixed: %v", err)
+	}
 	// Built in memory there are no places; the message stands alone.
 	built := &Config{Version: Version, Layers: []Layer{{Block: "h.0.attn", Key: &Heads{Groups: [][]int{{0, 9}}}}}}
 	if _, err := built.Resolve(nine); err == nil || err.Error() != `key: head 9 does not exist; block "h.0.attn" has key heads 0 to 3` {

@@ -137,7 +137,7 @@ func TestBadInput(t *testing.T) {
 		{"web page", []string{"inspect", in("page.onnx")}, exitModel, []string{"page.onnx is not an ONNX model"}},
 		{"no such file", []string{"inspect", in("gone.onnx")}, exitUsage, []string{"gone.onnx: no such file or directory"}},
 		{"no attention", []string{"inspect", in("plain.onnx")}, exitModel, []string{"plain.onnx has no attention block: no softmax between two products"}},
-		{"rewritten already", []string{"inspect", small}, exitModel, []string{"small.onnx was rewritten by onnx-dha", "start from the original"}},
+		{"init: rewritten already", []string{"init", small, "--key", "1", "-o", in("new.yaml")}, exitModel, []string{"small.onnx has no attention block that can be rewritten", "rewritten by onnx-dha", "start from the original"}},
 		{"fused operator", []string{"inspect", in("fused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, "not supported yet"}},
 		{"missing data", []string{"inspect", in("missing.onnx")}, exitModel, []string{"nowhere.data, which does not exist"}},
 		{"data above the folder", []string{"inspect", in("escape.onnx")}, exitModel, []string{"../outside.data"}},

@@ -137,6 +137,7 @@ func describeDraft(path string, cfg *fusion.Config, found *attention.Report) (*d
 		d.Before += cacheBytes(b, found.Facts)
 		d.After += fusion.CacheBytes(b, found.Facts, p.Key.Heads(), p.Value.Heads())
 	}
+	d.NotNamed = len(found.Blocks) - len(plan.Blocks)
 	for _, u := range found.Unsupported {
 		if u.Attention {
 			d.NotNamed++

@@ -62,6 +62,7 @@ type blockDescription struct {
 	Value      weightPlace  `json:"value_weight"`
 	Output     *weightPlace `json:"output_weight"`
 	KVBytes    int64        `json:"kv_bytes_per_token"`
+	Fixed      string       `json:"fixed,omitempty"` // why it cannot be rewritten
 }
 
 type cacheNames struct {
@@ -100,21 +101,21 @@ func inspect(c *cli.Context) error {
 	if err := emit(c, c.String("output"), d, func(w io.Writer, color bool) error { return d.print(w, color) }, args[0]); err != nil {
 		return err
 	}
+	if len(found.Blocks) > 0 {
+		return nil
+	}
 	return needBlocks(m, found)
 }
 
 func describeModel(m *graph.Model, found *attention.Report, all bool) *inspection {
 	d := &inspection{
 		Model: m.Path, IRVersion: m.Proto.GetIrVersion(), Opset: m.Opset(""), Producer: m.Proto.GetProducerName(),
-		Nodes: len(m.Graph.Nodes), Blocks: []blockDescription{}, Unsupported: []unsupported{},
+		Nodes: len(m.Graph.Nodes), Parameters: rewrite.Parameters(m.Graph), Blocks: []blockDescription{}, Unsupported: []unsupported{},
 	}
 	if v := m.Proto.GetProducerVersion(); v != "" && d.Producer != "" {
 		d.Producer += " " + v
 	}
 	d.Rewritten, _ = m.Metadata(rewrite.MetadataVersion)
-	for _, v := range m.Graph.Inits {
-		d.Parameters += v.Init.Len()
-	}
 	for _, b := range found.Blocks {
 		row := describeBlock(b, found.Facts)
 		d.KVBytes += row.KVBytes
@@ -142,7 +143,7 @@ func describeBlock(b *attention.Block, facts *graph.Facts) blockDescription {
 		HeadDim: b.HeadDim, ValueDim: b.ValueDim, Rotary: string(b.Rotary.Kind), RotaryDims: b.Rotary.Dims, Mask: string(b.Mask),
 		KeyCache: describeCache(b.KeyCache), ValueCache: describeCache(b.ValCache),
 		Query: describeWeight(b.Query, b.Key, b.Value), Key: describeWeight(b.Key, b.Query, b.Value), Value: describeWeight(b.Value, b.Query, b.Key),
-		KVBytes: cacheBytes(b, facts),
+		KVBytes: cacheBytes(b, facts), Fixed: b.Fixed,
 	}
 	if !math.IsNaN(b.Scale) {
 		d.Scale = &b.Scale
@@ -218,6 +219,7 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		t.AppendFooter(table.Row{"total", "", "", "", "", "", "", "", "", count(d.KVBytes)})
 		fmt.Fprint(w, "\n", render(t))
 	}
+	d.printFixed(w)
 	if len(d.Unsupported) > 0 {
 		fmt.Fprint(w, "\nfound, but not supported:\n")
 	}
@@ -240,6 +242,24 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		}
 	}
 	return nil
+}
+
+// printFixed says why blocks cannot be rewritten, once for those with the same reason.
+func (d *inspection) printFixed(w io.Writer) {
+	var reasons []string
+	names := map[string][]string{}
+	for _, b := range d.Blocks {
+		if b.Fixed == "" {
+			continue
+		}
+		if names[b.Fixed] == nil {
+			reasons = append(reasons, b.Fixed)
+		}
+		names[b.Fixed] = append(names[b.Fixed], b.Name)
+	}
+	for _, why := range reasons {
+		fmt.Fprintf(w, "\ncannot be rewritten: %s: %s\n", strings.Join(names[why], ", "), why)
+	}
 }
 
 // pair writes a number for keys and one for values, or the one that both have.

@@ -35,19 +35,25 @@ func openModel(path string) (*graph.Model, *attention.Report, error) {
 
 // needBlocks is the error of a model without a block that can be rewritten, with the reason when there is one.
 func needBlocks(m *graph.Model, r *attention.Report) error {
-	if len(r.Blocks) > 0 {
-		return nil
-	}
-	path := m.Path
-	if version, ok := m.Metadata(rewrite.MetadataVersion); ok {
-		return coded(exitModel, fmt.Errorf("%s was rewritten by %s %s, and grouped attention is not taken apart again: start from the original", path, program, version))
+	why := ""
+	for _, b := range r.Blocks {
+		if b.Fixed == "" {
+			return nil
+		}
+		why = fmt.Sprintf("block %q: %s", b.Name, b.Fixed)
 	}
 	for _, u := range r.Unsupported {
-		if u.Attention {
-			return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s: %s", path, u.Node, u.Why))
+		if u.Attention && why == "" {
+			why = fmt.Sprintf("%s: %s", nodeName(u.Node), u.Why)
 		}
 	}
-	return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", path))
+	if why == "" {
+		return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", m.Path))
+	}
+	if version, ok := m.Metadata(rewrite.MetadataVersion); ok {
+		why += fmt.Sprintf(" (the model was rewritten by %s %s: start from the original)", program, version)
+	}
+	return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s", m.Path, why))
 }
 
 // forceable adds the way out to the error of a configuration that was made for another model.

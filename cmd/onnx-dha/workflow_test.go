@@ -66,6 +66,10 @@ func TestWorkflow(t *testing.T) {
 		t.Errorf("rewrite: %v parameters fewer, want %d", lost, 3*11*4*32)
 	}
 	checkRecord(t, small, cfg)
+	d = decode(t, must(t, "inspect", small, "--json"))
+	if at(t, d, "blocks", 0, "key_heads") != 4. || at(t, d, "blocks", 0, "value_heads") != 1. || at(t, d, "kv_bytes_per_token") != 240. || at(t, d, "rewritten_by") == "" {
+		t.Errorf("inspect after rewrite: %v", d)
+	}
 	checkCaches(t, small, map[string]int64{"past_key_values.0.key": 4, "present.2.key": 4, "past_key_values.1.value": 1, "present.0.value": 1})
 
 	// The configuration is found in the rewritten model; with the file it is the same.
