@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -362,13 +363,13 @@ func sideBySide(heads, texts [2]string) string {
 	t.SetStyle(table.StyleLight)
 	t.Style().Options = table.Options{SeparateHeader: true, SeparateColumns: true}
 	t.Style().Format.Header = text.FormatDefault
-	t.Style().Box.PaddingLeft = ""
 	t.AppendHeader(table.Row{heads[0], heads[1]})
 	t.AppendRow(table.Row{texts[0], texts[1]})
 	t.SetColumnConfigs([]table.ColumnConfig{{Number: 1, WidthMax: halfWidth}, {Number: 2, WidthMax: halfWidth}})
 	lines := strings.Split(t.Render(), "\n")
 	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
+		_, margin := utf8.DecodeRuneInString(lines[i])
+		lines[i] = strings.TrimRight(lines[i][margin:], " ")
 	}
 	return strings.Join(lines, "\n") + "\n"
 }
