@@ -15,8 +15,8 @@ ORT_LIB := .ort/$(if $(filter darwin,$(ORT_OS)),libonnxruntime.dylib,libonnxrunt
 
 PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-# Packages that start goroutines of their own.
-CONCURRENT := ./cmd/... ./fusion/... ./graph/...
+# Packages that start goroutines, or whose values are shared between those of others.
+CONCURRENT := ./cmd/... ./fusion ./graph ./ort
 
 DEMO := testmodels/char-llama
 FUZZTIME ?= 20s
