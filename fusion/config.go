@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -45,6 +46,9 @@ type Config struct {
 
 	// Comment is written as # lines at the top; Parse leaves it empty.
 	Comment string
+
+	// Dir is the folder that Weights is looked for in: that of the file, or the current one.
+	Dir string
 
 	src *source // the text it was decoded from; nil for a configuration built in memory
 }
@@ -120,7 +124,11 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parse(path, data)
+	c, err := Parse(path, data)
+	if c != nil {
+		c.Dir = filepath.Dir(path)
+	}
+	return c, err
 }
 
 // Parse decodes a configuration strictly: an unknown or repeated key, a value of the wrong type and a group that

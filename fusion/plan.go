@@ -32,6 +32,8 @@ type BlockPlan struct {
 	Block *attention.Block
 	Key   Fusion
 	Value Fusion
+	// Learned are weights that take the place of those that Key and Value would mix; nil without any.
+	Learned *Learned
 }
 
 // Plan is a configuration resolved against a model: every group list checked, every weight filled in.

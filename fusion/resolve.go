@@ -2,6 +2,7 @@ package fusion
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"onnx-dha/graph/attention"
@@ -17,9 +18,6 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	}
 	if l := c.lowering(); !l.Available() {
 		return nil, c.src.errorf(c.src.key("lowering"), "lowering %q is not available in this version; use %s or %s", l, Grouped, Expand)
-	}
-	if c.Weights != "" {
-		return nil, c.src.errorf(c.src.key("weights"), "weights: %q cannot be used: learned tensors are read by a later version; remove the key to fuse by the weights of the groups", shorten(c.Weights))
 	}
 	layers := make(map[string]*Layer, len(c.Layers))
 	for i := range c.Layers {
@@ -56,6 +54,14 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	for i := range c.Layers { // in file order, so that the first wrong name is reported
 		if l := &c.Layers[i]; layers[l.Block] != nil {
 			return nil, c.unknownBlock(l, blocks)
+		}
+	}
+	if c.Weights != "" {
+		if !filepath.IsLocal(c.Weights) {
+			return nil, c.src.errorf(c.src.key("weights"), "weights: %q; want a file beside the configuration, or below it", shorten(c.Weights))
+		}
+		if err := p.addLearned(filepath.Join(c.Dir, c.Weights)); err != nil {
+			return nil, c.src.errorf(c.src.key("weights"), "weights: %v", err)
 		}
 	}
 	return p, nil

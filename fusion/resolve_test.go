@@ -38,9 +38,9 @@ layers:
 	want := &Plan{Lowering: Expand, Blocks: []BlockPlan{
 		{model[0],
 			Fusion{Groups: [][]int{{0, 1}, {2, 3}}, Weights: [][]float64{{0.5, 0.5}, {0.5, 0.5}}},
-			Fusion{Groups: [][]int{{0, 1, 2, 3}}, Weights: [][]float64{{0.25, 0.25, 0.25, 0.25}}}},
-		{model[2], Fusion{Groups: [][]int{{1, 0}, {3}, {2}}, Weights: [][]float64{{2, -1}, {1}, {0.5}}}, same},
-		{model[3], same, Fusion{Groups: [][]int{{3}, {0, 2, 1}}, Weights: [][]float64{{1}, {third, third, third}}}},
+			Fusion{Groups: [][]int{{0, 1, 2, 3}}, Weights: [][]float64{{0.25, 0.25, 0.25, 0.25}}}, nil},
+		{model[2], Fusion{Groups: [][]int{{1, 0}, {3}, {2}}, Weights: [][]float64{{2, -1}, {1}, {0.5}}}, same, nil},
+		{model[3], same, Fusion{Groups: [][]int{{3}, {0, 2, 1}}, Weights: [][]float64{{1}, {third, third, third}}}, nil},
 	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -71,7 +71,7 @@ func TestResolveErrors(t *testing.T) {
 		{"one missing", layer("key: {groups: [[0, 3], [2]]}"), `dha.yaml:3:28: key: head 1 of block "h.0.attn" is in no group`, nine},
 		{"out of range", layer("value: {groups: [[0, 1, 2], [3, 4]]}"), `dha.yaml:3:55: value: head 4 does not exist; block "h.0.attn" has value heads 0 to 3`, nine},
 		{"lowering", "version: 1\nlowering: gqa\n", `dha.yaml:2:11: lowering "gqa" is not available in this version; use grouped or expand`, nine},
-		{"weights", "version: 1\nweights: dha.safetensors\n", `dha.yaml:2:10: weights: "dha.safetensors" cannot be used: learned tensors are read by a later version`, nine},
+		{"weights", "version: 1\nweights: dha.safetensors\n", `dha.yaml:2:10: weights: open dha.safetensors: no such file or directory`, nine},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c, err := Parse("dha.yaml", []byte(tc.yaml))

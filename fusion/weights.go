@@ -16,7 +16,7 @@ type Weights struct {
 	Rotary                     attention.Rotary
 	// Query is [model, Heads·HeadDim], Key [input, KVHeads·HeadDim], Value [input, ValueHeads·ValueDim]; Output is
 	// [Heads·ValueDim, out], nil when no output projection was found.
-	Query, Key, Value, Output                     *mat.Dense
+	Query, Key, Value, Output                 *mat.Dense
 	QueryBias, KeyBias, ValueBias, OutputBias []float64 // nil without a bias
 }
 
@@ -64,8 +64,8 @@ func ReadWeights(b *attention.Block) (*Weights, error) {
 				w.Output.SetRow(h*b.ValueDim+c, m.RawRowView(r))
 			}
 		}
-		if g := o.GemmBias; g != nil && g.Const() != nil {
-			if w.OutputBias, err = g.Const().Float64s(); err != nil {
+		if o.Bias != nil {
+			if w.OutputBias, err = o.Bias.Value.Const().Float64s(); err != nil {
 				return nil, fmt.Errorf("block %q: output bias: %w", b.Name, err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"gonum.org/v1/gonum/mat"
 	"google.golang.org/protobuf/proto"
 
 	"onnx-dha/fusion"
@@ -45,7 +46,8 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 	if form == fusion.Auto || form == "" {
 		form = fusion.Grouped
 	}
-	c := &core{e: e, b: b, k: change{path: b.Key, Fusion: bp.Key}, v: change{path: b.Value, Fusion: bp.Value}, order: natural(b.Heads)}
+	all := changes(bp, natural(b.Heads))
+	c := &core{e: e, b: b, k: all[1], v: all[2], order: natural(b.Heads), context: natural(b.Heads)}
 	low, ok := lowerings[form]
 	if !ok {
 		return fmt.Errorf("lowering %q is not known", form)
@@ -55,7 +57,7 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 		low = lowerings[form]
 	}
 	for _, s := range []*change{&c.k, &c.v} {
-		s.touched = !s.IsIdentity() || low.single && s.path.Repeat != nil
+		s.touched = s.alters() || low.single && s.path.Repeat != nil
 		s.single = s.touched && s.path.Repeat != nil
 		if s.touched && len(s.path.PerHead) > 0 {
 			p := s.path.PerHead[0]
@@ -67,8 +69,8 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 			return err
 		}
 	}
-	q := permutation(b.Query, c.order)
-	q.touched = !identity(c.order)
+	q := changes(bp, c.order)[0]
+	q.touched = q.alters()
 
 	// Changes by projection, in the order query, key, value.
 	byProjection := map[*graph.Node][]change{}
@@ -97,13 +99,81 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 	if err := low.apply(c); err != nil {
 		return err
 	}
+	if err := e.output(b, c.context, bp.Learned); err != nil {
+		return err
+	}
 	return e.report(c, form, res)
+}
+
+// changes lists what a plan does to the query, key and value heads of a block, the query heads being brought into the
+// given order.
+func changes(bp fusion.BlockPlan, order []int) []change {
+	b := bp.Block
+	q := change{path: b.Query, column: order}
+	for _, h := range order {
+		q.Groups = append(q.Groups, []int{h})
+		q.Weights = append(q.Weights, []float64{1})
+	}
+	all := []change{q, {path: b.Key, Fusion: bp.Key}, {path: b.Value, Fusion: bp.Value}}
+	if l := bp.Learned; l != nil {
+		all[0].learned, all[0].learnedBias = l.Query, asRow(l.QueryBias)
+		all[1].learned, all[1].learnedBias = l.Key, asRow(l.KeyBias)
+		all[2].learned, all[2].learnedBias = l.Value, asRow(l.ValueBias)
+	}
+	return all
+}
+
+func asRow(x []float64) *mat.Dense {
+	if x == nil {
+		return nil
+	}
+	return mat.NewDense(1, len(x), x)
+}
+
+// output gives the output projection learned weights, and its rows the order in which context heads come out.
+func (e *editor) output(b *attention.Block, order []int, l *fusion.Learned) error {
+	var learned *mat.Dense
+	if l != nil && l.Output != nil {
+		learned = mat.DenseCopyOf(l.Output.T())
+	}
+	if learned == nil && identity(order) {
+		return nil
+	}
+	o := b.Output
+	if o == nil {
+		return fmt.Errorf("it has learned output weights, but no output projection was found")
+	}
+	r := keep(int(o.Weight.Const().Dims()[o.RowAxis]))
+	for i, h := range order {
+		for ch, row := range o.Rows[i] {
+			r[row] = []term{{at: o.Rows[h][ch], weight: 1}}
+			if learned != nil {
+				r[row] = []term{{at: h*b.ValueDim + ch, weight: 1, from: learned}}
+			}
+		}
+	}
+	if err := e.setWeight(o.Projection, o.RowAxis, r); err != nil {
+		return fmt.Errorf("output: %w", err)
+	}
+	if l == nil || l.OutputBias == nil {
+		return nil
+	}
+	if o.Bias == nil {
+		return fmt.Errorf("it has a learned output bias, but its output projection has no bias")
+	}
+	t := o.Bias.Value.Const()
+	m, err := graph.FromFloat64s(t.Name(), t.DType(), t.Dims(), l.OutputBias)
+	if err != nil {
+		return fmt.Errorf("output bias: %w", err)
+	}
+	e.setConstant(o.Bias.Value, m, o.Bias.Node, o.Bias.Input, o.Bias.Node, o.Bias.Input)
+	return nil
 }
 
 // projection changes the heads of the paths that share a projection.
 func (e *editor) projection(changes []change) error {
 	p := changes[0].path
-	fused := slices.ContainsFunc(changes, func(s change) bool { return s.touched && !s.IsIdentity() })
+	fused := slices.ContainsFunc(changes, func(s change) bool { return s.touched && s.alters() })
 	switch {
 	case !fused: // repeated heads are bypassed, the weight stays
 		for _, s := range changes {
@@ -155,6 +225,9 @@ func (e *editor) report(c *core, form fusion.Lowering, res *Result) error {
 			return fmt.Errorf("keys and values share the cache tensor %q, so they need the same groups", cacheName(s.cache))
 		}
 		cc.Block = b.Name
+		if identity(cc.Map) {
+			continue // other weights, the same heads
+		}
 		if !slices.ContainsFunc(res.Caches, func(o CacheChange) bool { return o.Past == cc.Past && o.Present == cc.Present }) {
 			res.Caches = append(res.Caches, *cc)
 		}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	"gonum.org/v1/gonum/mat"
+
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
@@ -31,6 +33,34 @@ type change struct {
 	single bool // repeated heads are bypassed: from there on each head occurs once
 	// touched is false for a path that stays as it is.
 	touched bool
+	// learned are weights [in, heads·channels] that take the place of the mixed ones, and learnedBias those of the bias;
+	// the columns of new head g are those of head column[g] (g where column is nil).
+	learned, learnedBias *mat.Dense
+	column               []int
+}
+
+// alters reports whether the projection's weights change.
+func (c change) alters() bool { return c.learned != nil || !c.IsIdentity() }
+
+// entry is channel ch of new head g: a learned column, or the mix of that channel of the group's heads, which lie at
+// at(head).
+func (c change) entry(g, ch int, learned *mat.Dense, at func(head int) int) []term {
+	if learned != nil {
+		if c.column != nil {
+			g = c.column[g]
+		}
+		return []term{{at: g*len(c.path.Columns[0]) + ch, weight: 1, from: learned}}
+	}
+	var ts []term
+	for j, h := range c.Groups[g] {
+		ts = append(ts, term{at: at(h), weight: c.Weights[g][j]})
+	}
+	return ts
+}
+
+// columns is entry for the columns of the path's projection.
+func (c change) columns(g, ch int, learned *mat.Dense) []term {
+	return c.entry(g, ch, learned, func(h int) int { return c.path.Columns[h][ch] })
 }
 
 // resized returns the layout of a wire after the change.
@@ -42,18 +72,14 @@ func (c change) resized(l attention.Layout) attention.Layout {
 	return l
 }
 
-// along returns the new entries of an axis that has layout l.
-func (c change) along(l attention.Layout) rows {
+// along returns the new entries of an axis that has layout l. Learned values need all channels of a head on that axis.
+func (c change) along(l attention.Layout, learned *mat.Dense) rows {
 	var r rows
 	for o := range l.Outer {
-		for g, group := range c.Groups {
+		for g := range c.Groups {
 			for rep := range c.resized(l).Repeat {
 				for i := range l.Inner {
-					var ts []term
-					for j, h := range group {
-						ts = append(ts, term{((o*l.Heads+h)*l.Repeat+rep)*l.Inner + i, c.Weights[g][j]})
-					}
-					r = append(r, ts)
+					r = append(r, c.entry(g, o*l.Inner+i, learned, func(h int) int { return ((o*l.Heads+h)*l.Repeat+rep)*l.Inner + i }))
 				}
 			}
 		}
@@ -108,11 +134,10 @@ func named(t *graph.Tensor, name string) *graph.Tensor {
 func (e *editor) narrow(c change) error {
 	proj := c.path.Projection
 	l := c.path.Wires[proj.Output]
-	r := c.along(l)
-	if err := e.setWeight(proj, proj.Axis, r); err != nil {
+	if err := e.setWeight(proj, proj.Axis, c.along(l, c.learned)); err != nil {
 		return err
 	}
-	if err := e.gemmBias(proj, r); err != nil {
+	if err := e.gemmBias(proj, c.along(l, c.learnedBias)); err != nil {
 		return err
 	}
 	return e.wires(c)
@@ -147,11 +172,13 @@ func (e *editor) wires(c change) error {
 		if !ok || !l.Pure {
 			continue // on a packed wire: changed with the packed weight
 		}
-		t, err := mix(b.Value.Const(), b.Axis, c.along(l))
+		t, err := c.bias(b, l, c.along(l, nil))
 		if err != nil {
-			return fmt.Errorf("bias %q: %w", b.Value.Name, err)
+			return err
 		}
-		e.setConstant(b.Value, t, b.Node, b.Input, b.Node, b.Input)
+		if t != nil {
+			e.setConstant(b.Value, t, b.Node, b.Input, b.Node, b.Input)
+		}
 	}
 	if c.Heads() == heads(c.path) && !c.single {
 		return nil // re-ordered or unchanged: no size changes
@@ -200,6 +227,57 @@ func bypass(c change) map[*graph.Node]bool {
 	}
 	up(c.path.Repeat)
 	return out
+}
+
+// bias makes the new contents of a constant that is added on a wire of layout l: learned values, or r along its axis. It
+// is nil when nothing changes.
+func (c change) bias(b attention.Side, l attention.Layout, r rows) (*graph.Tensor, error) {
+	t := b.Value.Const()
+	fail := func(err error) (*graph.Tensor, error) {
+		return nil, fmt.Errorf("bias %q: %w", b.Value.Name, err)
+	}
+	if c.learnedBias == nil {
+		if r.trivial(int(t.Dims()[b.Axis])) {
+			return nil, nil
+		}
+		m, err := mix(t, b.Axis, r)
+		if err != nil {
+			return fail(err)
+		}
+		return m, nil
+	}
+	if len(c.path.Biases) > 1 || c.path.Projection.GemmBias != nil {
+		return fail(fmt.Errorf("it is one of several, which a learned bias cannot replace"))
+	}
+	d := len(c.path.Columns[0])
+	dims := slices.Clone(t.Dims())
+	if l.Outer*l.Inner != d && !(l.Outer == 1 && l.Inner == 1 && l.Repeat == 1 && b.Axis == len(dims)-2 && int(dims[b.Axis+1]) == d) || t.Len() != int64(l.Heads*d) {
+		return fail(fmt.Errorf("its form %v cannot hold a learned bias", dims))
+	}
+	// Both forms, [heads·channels] and [heads, channels], lie in memory in the order of their axes.
+	heads := c.resized(l).Heads
+	dims[b.Axis] = dims[b.Axis] / int64(l.Heads) * int64(heads)
+	x := make([]float64, heads*d)
+	for g := range heads {
+		for ch := range d {
+			from := c.entry(g, ch, c.learnedBias, nil)[0]
+			at := g*d + ch
+			if l.Outer > 1 {
+				at = (ch/l.Inner*heads+g)*l.Inner + ch%l.Inner
+			}
+			x[at] = from.from.At(0, from.at)
+		}
+	}
+	if b.Node.Is("Sub") {
+		for i := range x {
+			x[i] = -x[i]
+		}
+	}
+	m, err := graph.FromFloat64s(t.Name(), t.DType(), dims, x)
+	if err != nil {
+		return fail(err)
+	}
+	return m, nil
 }
 
 // heads is the number of heads of a path before any change.

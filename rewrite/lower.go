@@ -15,8 +15,9 @@ type core struct {
 	e    *editor
 	b    *attention.Block
 	k, v change
-	// order is the query head at each place between the products, the natural order unless queries were re-ordered.
-	order []int
+	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
+	// context the one at each place of the output projection's input.
+	order, context []int
 }
 
 // lowering is one form of an attention core.
@@ -197,20 +198,14 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 	return nil
 }
 
-// reorderOutput re-orders the rows of the output projection for context heads that come out group by group.
+// reorderOutput notes that context heads come out in another order, which the output projection can take up; false when
+// it cannot.
 func (c *core) reorderOutput(order []int) bool {
-	o := c.b.Output
-	if o == nil {
+	if c.b.Output == nil {
 		return false
 	}
-	axis := o.RowAxis
-	r := keep(int(o.Weight.Const().Dims()[axis]))
-	for i, h := range order {
-		for ch, row := range o.Rows[i] {
-			r[row] = []term{{o.Rows[h][ch], 1}}
-		}
-	}
-	return c.e.setWeight(o.Projection, axis, r) == nil
+	c.context = order
+	return true
 }
 
 // reorderQueries decides the order of query heads between the products so that the members of a group are neighbours,
@@ -283,16 +278,6 @@ func readElsewhere(b *attention.Block) bool {
 		}
 	}
 	return false
-}
-
-// permutation is the change that only re-orders the heads of a path.
-func permutation(p *attention.Path, order []int) change {
-	c := change{path: p}
-	for _, h := range order {
-		c.Groups = append(c.Groups, []int{h})
-		c.Weights = append(c.Weights, []float64{1})
-	}
-	return c
 }
 
 // axisView looks at a wire with the heads on an axis of their own: [.., batch·heads, rows, cols] is split into

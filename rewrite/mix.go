@@ -6,15 +6,17 @@ import (
 	"math"
 
 	"github.com/x448/float16"
+	"gonum.org/v1/gonum/mat"
 
 	"onnx-dha/graph"
 	"onnx-dha/graph/onnxpb"
 )
 
-// term is one summand of a mixed row: weight times old row at.
+// term is one summand of a mixed row: weight times row at of the old tensor, or of from where that is given.
 type term struct {
 	at     int
 	weight float64
+	from   *mat.Dense // [other entries, entries along the mixed axis]
 }
 
 // rows says how the entries of a tensor along one axis are made from the old ones: new entry i is Σ weight·old[at] over
@@ -25,7 +27,7 @@ type rows [][]term
 func keep(n int) rows {
 	r := make(rows, n)
 	for i := range r {
-		r[i] = []term{{i, 1}}
+		r[i] = []term{{at: i, weight: 1}}
 	}
 	return r
 }
@@ -36,7 +38,7 @@ func (r rows) trivial(n int) bool {
 		return false
 	}
 	for i, ts := range r {
-		if len(ts) != 1 || ts[0] != (term{i, 1}) {
+		if len(ts) != 1 || ts[0] != (term{at: i, weight: 1}) {
 			return false
 		}
 	}
@@ -103,19 +105,26 @@ func mix(t *graph.Tensor, axis int, r rows) (*graph.Tensor, error) {
 		return nil, fmt.Errorf("tensor %q has %d axes, want more than %d", t.Name(), len(dims), axis)
 	}
 	n := int(dims[axis])
-	for _, ts := range r {
-		for _, x := range ts {
-			if x.at < 0 || x.at >= n {
-				return nil, fmt.Errorf("tensor %q has %d entries along axis %d, entry %d is asked for", t.Name(), n, axis, x.at)
-			}
-		}
-	}
 	outer, inner := 1, 1
 	for i, d := range dims {
 		if i < axis {
 			outer *= int(d)
 		} else if i > axis {
 			inner *= int(d)
+		}
+	}
+	for _, ts := range r {
+		for _, x := range ts {
+			others, entries := outer*inner, n
+			if x.from != nil {
+				others, entries = x.from.Dims()
+			}
+			if x.at < 0 || x.at >= entries {
+				return nil, fmt.Errorf("tensor %q has %d entries along axis %d, entry %d is asked for", t.Name(), entries, axis, x.at)
+			}
+			if others != outer*inner {
+				return nil, fmt.Errorf("tensor %q has %d entries beside axis %d, its learned values have %d", t.Name(), outer*inner, axis, others)
+			}
 		}
 	}
 	dims[axis] = int64(len(r))
@@ -130,13 +139,17 @@ func mix(t *graph.Tensor, axis int, r rows) (*graph.Tensor, error) {
 		for o := range outer {
 			from, to := src[o*n*w:(o+1)*n*w], dst[o*len(r)*w:(o+1)*len(r)*w]
 			for i, ts := range r {
-				if len(ts) == 1 && ts[0].weight == 1 {
+				if len(ts) == 1 && ts[0].weight == 1 && ts[0].from == nil {
 					copy(to[i*w:(i+1)*w], from[ts[0].at*w:])
 					continue
 				}
 				for e := 0; e < w; e += codec.size {
 					sum := 0.0
 					for _, x := range ts {
+						if x.from != nil {
+							sum += x.weight * x.from.At(o*inner+e/codec.size, x.at)
+							continue
+						}
 						sum += x.weight * codec.get(from[x.at*w+e:])
 					}
 					codec.put(to[i*w+e:], sum)

@@ -81,7 +81,7 @@ func TestMixIsAMatrixProduct(t *testing.T) {
 			r := make(rows, 1+rng.IntN(6))
 			for i := range r {
 				for range rng.IntN(4) {
-					r[i] = append(r[i], term{rng.IntN(n), rng.NormFloat64()})
+					r[i] = append(r[i], term{at: rng.IntN(n), weight: rng.NormFloat64()})
 				}
 			}
 			got, err := mix(src, axis, r)
@@ -123,10 +123,10 @@ func TestMixRefuses(t *testing.T) {
 	f := graph.NewTensor("w", []int64{2, 2}, []float32{1, 2, 3, 4})
 	for name, err := range map[string]error{
 		"an axis that is not there":  second(mix(f, 2, keep(2))),
-		"an entry that is not there": second(mix(f, 1, rows{{{2, 1}}})),
+		"an entry that is not there": second(mix(f, 1, rows{{{at: 2, weight: 1}}})),
 		"integers":                   second(mix(graph.NewTensor("i", []int64{2}, []int64{1, 2}), 0, keep(2))),
 		"a negative axis":            second(mix(f, -1, keep(2))),
-		"an entry before the first":  second(mix(f, 0, rows{{{-1, 1}}})),
+		"an entry before the first":  second(mix(f, 0, rows{{{at: -1, weight: 1}}})),
 	} {
 		if err == nil {
 			t.Errorf("%s is accepted", name)

@@ -43,13 +43,14 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 		blocks = append(blocks, block{c, flat[0], flat[0] + len(flat)})
 	}
 	slices.SortFunc(blocks, func(a, b block) int { return a.at - b.at })
-	var r rows
+	var r, biases rows
 	moved := make([]int, proj.Columns+1) // where an old boundary lies in the new weight; -1 inside a changed block
 	col := 0
 	copyTo := func(to int) {
 		for ; col < to; col++ {
 			moved[col] = len(r)
-			r = append(r, []term{{col, 1}})
+			r = append(r, []term{{at: col, weight: 1}})
+			biases = append(biases, []term{{at: col, weight: 1}})
 		}
 	}
 	for _, b := range blocks {
@@ -60,13 +61,10 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 				moved[col] = -1
 			}
 		}
-		for g, group := range b.c.Groups {
+		for g := range b.c.Groups {
 			for ch := range b.c.path.Columns[0] {
-				var ts []term
-				for j, h := range group {
-					ts = append(ts, term{b.c.path.Columns[h][ch], b.c.Weights[g][j]})
-				}
-				r = append(r, ts)
+				r = append(r, b.c.columns(g, ch, b.c.learned))
+				biases = append(biases, b.c.columns(g, ch, b.c.learnedBias))
 			}
 		}
 	}
@@ -103,7 +101,7 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 				}
 				if d[len(d)-1] == int64(n) {
 					edits = append(edits, func() error {
-						b, err := mix(t, len(d)-1, r)
+						b, err := mix(t, len(d)-1, biases)
 						if err != nil {
 							return fmt.Errorf("bias %q: %w", other.Name, err)
 						}
@@ -172,7 +170,7 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 		if err := e.setWeight(proj, proj.Axis, r); err != nil {
 			return err
 		}
-		if err := e.gemmBias(proj, r); err != nil {
+		if err := e.gemmBias(proj, biases); err != nil {
 			return err
 		}
 		for _, f := range edits {
@@ -323,14 +321,11 @@ func (e *editor) unpack(c change) error {
 	fail := func(n *graph.Node, why string) error {
 		return fmt.Errorf("projection %v: its columns are interleaved and cannot be separated at %v: %s", proj.Node, n, why)
 	}
-	var r rows
-	for g, group := range c.Groups {
+	var r, biases rows
+	for g := range c.Groups {
 		for ch := range c.path.Columns[0] {
-			var ts []term
-			for j, h := range group {
-				ts = append(ts, term{c.path.Columns[h][ch], c.Weights[g][j]})
-			}
-			r = append(r, ts)
+			r = append(r, c.columns(g, ch, c.learned))
+			biases = append(biases, c.columns(g, ch, c.learnedBias))
 		}
 	}
 	// The chain from the projection to the entry.
@@ -377,7 +372,7 @@ func (e *editor) unpack(c change) error {
 			return fail(proj.Node, "its bias is computed")
 		}
 		if d := t.Dims(); len(d) > 0 && d[len(d)-1] == int64(proj.Columns) {
-			m, err := mix(t, len(d)-1, r)
+			m, err := mix(t, len(d)-1, biases)
 			if err != nil {
 				return err
 			}
@@ -410,7 +405,7 @@ func (e *editor) unpack(c change) error {
 			ins := slices.Clone(n.In)
 			ins[1-side] = cur
 			if t.Len() == int64(proj.Columns) {
-				m, err := mix(t, len(t.Dims())-1, r)
+				m, err := mix(t, len(t.Dims())-1, biases)
 				if err != nil {
 					return err
 				}

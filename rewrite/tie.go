@@ -16,22 +16,8 @@ import (
 func Tie(m *graph.Model, plan *fusion.Plan) error {
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
-		paths := map[*graph.Node][]change{}
-		var order []*graph.Node
-		for _, c := range []change{{path: bp.Block.Key, Fusion: bp.Key}, {path: bp.Block.Value, Fusion: bp.Value}} {
-			if c.IsIdentity() {
-				continue
-			}
-			n := c.path.Projection.Node
-			if paths[n] == nil {
-				order = append(order, n)
-			}
-			paths[n] = append(paths[n], c)
-		}
-		for _, n := range order {
-			if err := e.tie(paths[n]); err != nil {
-				return fmt.Errorf("block %q: tied reference: %w", bp.Block.Name, err)
-			}
+		if err := e.tieBlock(bp); err != nil {
+			return fmt.Errorf("block %q: tied reference: %w", bp.Block.Name, err)
 		}
 	}
 	if _, err := e.p.Apply(); err != nil {
@@ -40,19 +26,38 @@ func Tie(m *graph.Model, plan *fusion.Plan) error {
 	return nil
 }
 
+func (e *editor) tieBlock(bp fusion.BlockPlan) error {
+	b := bp.Block
+	paths := map[*graph.Node][]change{}
+	var order []*graph.Node
+	for _, c := range changes(bp, natural(b.Heads)) {
+		if !c.alters() {
+			continue
+		}
+		n := c.path.Projection.Node
+		if paths[n] == nil {
+			order = append(order, n)
+		}
+		paths[n] = append(paths[n], c)
+	}
+	for _, n := range order {
+		if err := e.tie(paths[n]); err != nil {
+			return err
+		}
+	}
+	return e.output(b, natural(b.Heads), bp.Learned)
+}
+
 // tie mixes the columns of one projection so that every head gets its group's fused weights.
 func (e *editor) tie(changes []change) error {
 	proj := changes[0].path.Projection
-	r := keep(proj.Columns)
+	r, biases := keep(proj.Columns), keep(proj.Columns)
 	for _, c := range changes {
 		for g, group := range c.Groups {
 			for ch := range c.path.Columns[0] {
-				var ts []term
-				for j, h := range group {
-					ts = append(ts, term{c.path.Columns[h][ch], c.Weights[g][j]})
-				}
 				for _, h := range group {
-					r[c.path.Columns[h][ch]] = ts
+					r[c.path.Columns[h][ch]] = c.columns(g, ch, c.learned)
+					biases[c.path.Columns[h][ch]] = c.columns(g, ch, c.learnedBias)
 				}
 			}
 		}
@@ -60,7 +65,7 @@ func (e *editor) tie(changes []change) error {
 	if err := e.setWeight(proj, proj.Axis, r); err != nil {
 		return err
 	}
-	if err := e.gemmBias(proj, r); err != nil {
+	if err := e.gemmBias(proj, biases); err != nil {
 		return err
 	}
 	done := map[*graph.Node]bool{}
@@ -70,24 +75,50 @@ func (e *editor) tie(changes []change) error {
 				continue
 			}
 			t := b.Value.Const()
-			bias := r
-			if l := c.path.Wires[b.Node.Out[0]]; l.Pure {
-				bias = c.tied(l)
-			} else if t.Dims()[b.Axis] != int64(proj.Columns) {
+			bias := biases
+			l := c.path.Wires[b.Node.Out[0]]
+			var m *graph.Tensor
+			var err error
+			switch {
+			case l.Pure:
+				m, err = c.tiedBias(b, l)
+			case t.Dims()[b.Axis] != int64(proj.Columns):
 				return fmt.Errorf("bias %q has %d entries for %d columns", b.Value.Name, t.Dims()[b.Axis], proj.Columns)
+			case !bias.trivial(proj.Columns):
+				m, err = mix(t, b.Axis, bias)
 			}
-			if len(bias) == proj.Columns && bias.trivial(proj.Columns) {
-				continue
-			}
-			m, err := mix(t, b.Axis, bias)
 			if err != nil {
 				return fmt.Errorf("bias %q: %w", b.Value.Name, err)
 			}
-			done[b.Node] = true
-			e.setConstant(b.Value, m, b.Node, b.Input, b.Node, b.Input)
+			if m != nil {
+				done[b.Node] = true
+				e.setConstant(b.Value, m, b.Node, b.Input, b.Node, b.Input)
+			}
 		}
 	}
 	return nil
+}
+
+// tiedBias makes a bias on a wire of layout l in which every head has its group's values; nil when nothing changes.
+func (c change) tiedBias(b attention.Side, l attention.Layout) (*graph.Tensor, error) {
+	if c.learnedBias == nil {
+		r := c.tied(l)
+		if r.trivial(l.Len()) {
+			return nil, nil
+		}
+		return mix(b.Value.Const(), b.Axis, r)
+	}
+	// The fused bias, given to every head of its group.
+	each := change{path: c.path, learnedBias: c.learnedBias, Fusion: fusion.Identity(heads(c.path)), column: make([]int, heads(c.path))}
+	for g, group := range c.Groups {
+		for _, h := range group {
+			each.column[h] = g
+			if c.column != nil {
+				each.column[h] = c.column[g]
+			}
+		}
+	}
+	return each.bias(b, l, nil)
 }
 
 // tied returns the entries of an axis with layout l on which every head has its group's fused values.
@@ -101,7 +132,7 @@ func (c change) tied(l attention.Layout) rows {
 				for i := range l.Inner {
 					var ts []term
 					for j, old := range group {
-						ts = append(ts, term{((o*l.Heads+old)*l.Repeat+rep)*l.Inner + i, c.Weights[m[h]][j]})
+						ts = append(ts, term{at: ((o*l.Heads+old)*l.Repeat+rep)*l.Inner + i, weight: c.Weights[m[h]][j]})
 					}
 					r = append(r, ts)
 				}

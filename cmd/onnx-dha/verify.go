@@ -171,6 +171,7 @@ func openPair(c *cli.Context, original, rewritten string) (*modelPair, error) {
 		if p.config, err = fusion.Parse(rewritten+" (recorded configuration)", []byte(recorded)); err != nil {
 			return nil, err
 		}
+		p.config.Dir = filepath.Dir(rewritten) // learned tensors are looked for beside the model
 	default:
 		p.notes = append(p.notes, fmt.Sprintf("%s records no configuration and --config gives none: only drift was measured", filepath.Base(rewritten)))
 	}

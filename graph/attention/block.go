@@ -120,7 +120,8 @@ type Output struct {
 	*Projection
 	// Rows[h][c] is the row of the weight that channel c of head h meets.
 	Rows    [][]int
-	RowAxis int // the weight's axis of input features
+	RowAxis int   // the weight's axis of input features
+	Bias    *Side // the constant that is added to what the projection gives, in a Gemm or by an Add; nil without one
 	Nodes   []*graph.Node
 	// Wires are the values from the product to the projection, with the place of the heads on each.
 	Wires map[*graph.Value]Layout

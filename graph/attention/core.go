@@ -34,9 +34,9 @@ func newHeadTracer(f *graph.Facts, source *graph.Value, batch, id []int, rows, c
 func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (*sample, *labels, *stop) {
 	b.Scores = map[*graph.Value]Layout{}
 	b.Mask = NoMask
-	of := make([]int, b.Heads)
-	for h := range of {
-		of[h] = h
+	heads := make([][]int, b.Heads) // a label is a head
+	for h := range heads {
+		heads[h] = []int{h}
 	}
 	walk := func(t *tracer, to *graph.Value, before bool) *stop {
 		s := t.at(to)
@@ -46,8 +46,9 @@ func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (
 			}
 			return &stop{to.Producer, to, "the scores lose their heads on the way to the second product"}
 		}
+		owners := newOwners(t.labels, b.Heads, heads)
 		note := func(v *graph.Value, n *graph.Node) *stop {
-			l, ok := layout(t, t.memo[v], of)
+			l, ok := owners.layout(t.memo[v])
 			if !ok || !l.Pure {
 				return &stop{n, v, "query heads are mixed there"}
 			}
@@ -263,13 +264,14 @@ func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
 		}
 		rows[int(set[0])/b.ValueDim][int(set[0])%b.ValueDim] = r
 	}
-	of := make([]int, b.Heads*b.ValueDim)
-	for i := range of {
-		of[i] = i / b.ValueDim
+	channels := make([][]int, b.Heads)
+	for h := range channels {
+		channels[h] = span(h*b.ValueDim, (h+1)*b.ValueDim, 1)
 	}
-	o := &Output{Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
+	owners := newOwners(t.labels, b.Heads*b.ValueDim, channels)
+	o := &Output{Bias: outputBias(found), Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
 	for _, w := range wires {
-		l, ok := layout(t, t.memo[w], of)
+		l, ok := owners.layout(t.memo[w])
 		if !ok || !l.Pure {
 			return
 		}
@@ -290,6 +292,24 @@ func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
 		}
 	}
 	b.Output = o
+}
+
+// outputBias finds the bias of the output projection: the C operand of a Gemm, or a vector that the only reader adds.
+func outputBias(p *Projection) *Side {
+	side := func(n *graph.Node, i int) *Side {
+		v := n.Input(i)
+		if v == nil || v.Const() == nil || v.Const().Len() != int64(p.Columns) {
+			return nil
+		}
+		return &Side{Node: n, Input: i, Value: v, Axis: len(v.Const().Dims()) - 1}
+	}
+	if p.GemmBias != nil {
+		return side(p.Node, 2)
+	}
+	if users := p.Output.Users(); len(users) == 1 && users[0].Node.Is("Add") {
+		return side(users[0].Node, 1-users[0].Index)
+	}
+	return nil
 }
 
 // caches finds the pasts and presents of keys and values, and makes sure that nothing else reads what a fusion changes.
@@ -372,7 +392,7 @@ func (p *Path) cache(f *graph.Facts, t *tracer, own map[*graph.Node]bool, what s
 					if o == nil || s == nil {
 						continue
 					}
-					ol, ok := layout(t, s, headOf(p.Projection.Columns, p.Columns))
+					ol, ok := newOwners(t.labels, p.Projection.Columns, p.Columns).layout(s)
 					if n.Is("Concat") && (!ok || !ol.Pure) {
 						// Keys and values in one tensor: the heads keep their axis.
 						ol, ok = Layout{Axis: l.Axis, Outer: l.Outer, Heads: l.Heads, Repeat: l.Repeat, Inner: l.Inner}, true
