@@ -332,6 +332,17 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 			}
 		}
 	}
+	for _, p := range []struct {
+		n    *graph.Node
+		q    Layout
+		path *Path
+	}{{qk, q.Wires[qk.In[0]], k}, {pv, b.Scores[pv.In[0]], v}} {
+		left, _ := f.Shape(p.n.In[0])
+		right, _ := f.Shape(p.n.In[1])
+		if l := p.path.Wires[p.path.Operand]; l.Axis >= 0 && b.Fixed == "" && (p.q.Spread || l.Spread || p.q.Axis != l.Axis || len(left) != len(right)) {
+			b.Fixed = fmt.Sprintf("the operands of %v have their heads on different axes, which is not supported yet", p.n)
+		}
+	}
 	b.Rotary = rotary(kt, ks, kcols)
 	b.Scale = qs.scale * ks.scale * b.Scale
 	b.Kind = Self
@@ -400,7 +411,7 @@ func (p *Path) mixes(f *graph.Facts, what string) *stop {
 	if s == nil {
 		return &stop{p.Operand.Producer, p.Operand, what + " lose their heads in a normalisation"}
 	}
-	if _, ok := layout(t, s, headOf(p.Projection.Columns, p.Columns)); !ok {
+	if _, ok := newOwners(t.labels, p.Projection.Columns, p.Columns).layout(s); !ok {
 		return &stop{p.Operand.Producer, p.Operand, what + " pass a normalisation that looks at all heads together, which no fusion of heads leaves exact"}
 	}
 	return nil

@@ -138,7 +138,7 @@ func headSets(t *tracer, s *sample, batch []int, rows int) []int32 {
 		axes = axes[1:]
 		stored[len(batch)] = rows
 	}
-	return gatherAll(stored, t.labels.reduce(s, axes, true).reader())
+	return t.labels.reduce(s, axes, true).spread(stored)
 }
 
 // heads numbers distinct sets in the order of their first columns. It fails when sets overlap without being equal, when
@@ -147,15 +147,15 @@ func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
 	distinct := slices.Clone(sets)
 	slices.SortFunc(distinct, func(a, b int32) int { return slices.Compare(t.labels.set(a), t.labels.set(b)) })
 	number := map[int32]int{}
-	owner := map[int32]int{}
+	owner := make([]int, t.labels.n) // of a column: the head it belongs to, and one more
 	for h, set := range slices.Compact(distinct) {
 		number[set] = h
 		var cols []int
 		for _, c := range t.labels.set(set) {
-			if other, taken := owner[c]; taken {
-				return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other, h)
+			if other := owner[c]; other > 0 {
+				return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other-1, h)
 			}
-			owner[c] = h
+			owner[c] = h + 1
 			cols = append(cols, int(c))
 		}
 		if len(cols) == 0 {
@@ -172,42 +172,54 @@ func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
 	return id, columns, ""
 }
 
-// headOf inverts columns: the head of each projection column, -1 for columns of other parts.
-func headOf(n int, columns [][]int) []int {
-	of := make([]int, n)
-	for i := range of {
-		of[i] = -1
+// owners says which head a label belongs to.
+type owners struct {
+	labels *labels
+	of     []int32 // the head of each column, foreign for columns of other parts
+	count  int     // heads
+}
+
+// newOwners inverts columns, which lists those of each head out of n.
+func newOwners(l *labels, n int, columns [][]int) *owners {
+	o := &owners{labels: l, of: make([]int32, n), count: len(columns)}
+	for i := range o.of {
+		o.of[i] = foreign
 	}
 	for h, cols := range columns {
 		for _, c := range cols {
-			of[c] = h
+			o.of[c] = int32(h)
 		}
 	}
-	return of
+	return o
 }
 
-// Marks for elements that belong to no single head.
+// Marks for labels that belong to no single head.
 const (
 	foreign = -1 // another part of a packed projection
 	mixed   = -2 // several heads
 	nothing = -3 // no label
 )
 
-// layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed or missing.
-func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
-	ids := make([]int, len(s.data))
-	pure := true
-	for i, id := range s.data {
-		ids[i] = nothing
-		for k, c := range t.labels.set(id) {
-			switch h := of[c]; {
-			case k == 0:
-				ids[i] = h
-			case ids[i] != h:
-				ids[i] = mixed
-			}
+// head returns the head that all columns of a label belong to, or a mark.
+func (o *owners) head(label int32) int32 {
+	set := o.labels.set(label)
+	if len(set) == 0 {
+		return nothing
+	}
+	h := o.of[set[0]]
+	for _, c := range set[1:] {
+		if o.of[c] != h {
+			return mixed
 		}
-		switch ids[i] {
+	}
+	return h
+}
+
+// layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed or missing.
+func (o *owners) layout(s *sample) (l Layout, ok bool) {
+	pure := true
+	for _, id := range s.data {
+		switch o.head(id) {
 		case mixed:
 			return l, false
 		case foreign, nothing:
@@ -215,22 +227,12 @@ func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 		}
 	}
 	st := s.strides()
-	varies := func(val func(i int) int) []int {
-		var axes []int
-		for a, step := range st {
-			if step == 0 {
-				continue
-			}
-			for i := range s.data {
-				if (i/step)%s.stored[a] > 0 && val(i) != val(i-step) {
-					axes = append(axes, a)
-					break
-				}
-			}
+	var axes []int
+	for a, step := range st {
+		if s.varies(a, step, o.head) {
+			axes = append(axes, a)
 		}
-		return axes
 	}
-	axes := varies(func(i int) int { return ids[i] })
 	if !pure {
 		// The axis with the packed columns: the innermost one on which something changes.
 		if len(axes) == 0 {
@@ -238,11 +240,7 @@ func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 		}
 		return Layout{Axis: axes[len(axes)-1]}, true
 	}
-	count := 0
-	for _, h := range of {
-		count = max(count, h+1)
-	}
-	if count == 1 && len(axes) == 0 {
+	if o.count == 1 && len(axes) == 0 {
 		return Layout{Axis: -1, Outer: 1, Heads: 1, Repeat: 1, Inner: 1, Pure: true}, true
 	}
 	if len(axes) != 1 {
@@ -250,66 +248,70 @@ func layout(t *tracer, s *sample, of []int) (l Layout, ok bool) {
 	}
 	a := axes[0]
 	irregular := Layout{Axis: a, Pure: true, Spread: true}
-	seq := make([]int, s.stored[a])
-	first := make([]int32, s.stored[a])
+	seq := make([]int32, s.stored[a])
 	for p := range seq {
-		seq[p] = ids[p*st[a]]
-		first[p] = s.data[p*st[a]]
+		seq[p] = s.data[p*st[a]]
 	}
 	run := 1
-	for run < len(seq) && seq[run] == seq[0] {
+	for run < len(seq) && o.head(seq[run]) == o.head(seq[0]) {
 		run++
 	}
-	distinct := map[int32]bool{}
-	for _, id := range first[:run] {
-		distinct[id] = true
-	}
-	inner := len(distinct)
-	if len(seq)%(run*count) != 0 || run%inner != 0 {
+	distinct := slices.Clone(seq[:run])
+	slices.Sort(distinct)
+	inner := len(slices.Compact(distinct))
+	if len(seq)%(run*o.count) != 0 || run%inner != 0 {
 		return irregular, true
 	}
-	for p, h := range seq {
-		if h != (p/run)%count {
+	for p, id := range seq {
+		if int(o.head(id)) != (p/run)%o.count {
 			return irregular, true
 		}
 	}
-	return Layout{Axis: a, Outer: len(seq) / (run * count), Heads: count, Repeat: run / inner, Inner: inner, Pure: true}, true
+	return Layout{Axis: a, Outer: len(seq) / (run * o.count), Heads: o.count, Repeat: run / inner, Inner: inner, Pure: true}, true
 }
 
-// extent measures what the heads of a path occupy of every axis of a wire.
-func extent(t *tracer, s *sample, of []int) []Extent {
+// carries reports whether a wire has anything of the heads: a packed one has siblings that do not.
+func (o *owners) carries(s *sample) bool {
+	return slices.ContainsFunc(s.data, func(id int32) bool {
+		return slices.ContainsFunc(o.labels.set(id), func(c int32) bool { return o.of[c] >= 0 })
+	})
+}
+
+// extent measures what the heads occupy of every axis of a wire.
+func (o *owners) extent(s *sample) []Extent {
 	out := make([]Extent, len(s.shape))
 	own := make([]int, len(s.data))
+	present, all := make([]bool, o.count), 0
 	for i, id := range s.data {
 		own[i] = foreign
-		if set := t.labels.set(id); len(set) > 0 {
-			own[i] = of[set[0]]
+		if set := o.labels.set(id); len(set) > 0 {
+			own[i] = int(o.of[set[0]])
+		}
+		if h := own[i]; h >= 0 && !present[h] {
+			present[h] = true
+			all++
 		}
 	}
 	for a, step := range s.strides() {
 		if step == 0 {
 			continue
 		}
-		seen := map[int]map[int]bool{}
+		seen := make([]int, 0, len(own)) // index along the axis and head, as one number
 		for i, h := range own {
-			if h < 0 {
-				continue
-			}
-			at := (i / step) % s.stored[a]
-			if seen[at] == nil {
-				seen[at] = map[int]bool{}
-			}
-			seen[at][h] = true
-		}
-		out[a] = Extent{Count: len(seen), Columns: true}
-		all := map[int]bool{}
-		for _, hs := range seen {
-			for h := range hs {
-				all[h] = true
+			if h >= 0 {
+				seen = append(seen, i/step%s.stored[a]*o.count+h)
 			}
 		}
-		for _, hs := range seen {
-			out[a].Heads = out[a].Heads || len(hs) < len(all)
+		slices.Sort(seen)
+		seen = slices.Compact(seen)
+		out[a] = Extent{Columns: true}
+		for i := 0; i < len(seen); {
+			first := i
+			for i < len(seen) && seen[i]/o.count == seen[first]/o.count {
+				i++
+			}
+			out[a].Count++
+			out[a].Heads = out[a].Heads || i-first < all
 		}
 	}
 	return out
@@ -355,9 +357,9 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 	p.Columns = columns
 	p.Wires = map[*graph.Value]Layout{}
 	p.Extent = map[*graph.Value][]Extent{}
-	of := headOf(p.Projection.Columns, columns)
+	owners := newOwners(t.labels, p.Projection.Columns, columns)
 	note := func(v *graph.Value, s *sample, at *graph.Node) *stop {
-		l, ok := layout(t, s, of)
+		l, ok := owners.layout(s)
 		if !ok {
 			return &stop{at, v, "heads are mixed with one another or with something else there"}
 		}
@@ -367,24 +369,14 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 	if st := note(p.Projection.Output, t.memo[p.Projection.Output], p.Projection.Node); st != nil {
 		return st
 	}
-	carries := func(s *sample) bool { // whether a wire has anything of this path (a packed one has siblings that do not)
-		for _, id := range s.data {
-			for _, c := range t.labels.set(id) {
-				if of[c] >= 0 {
-					return true
-				}
-			}
-		}
-		return false
-	}
 	for _, n := range p.Nodes {
 		for _, o := range n.Out {
-			if s := t.memo[o]; o != nil && s != nil && carries(s) {
+			if s := t.memo[o]; o != nil && s != nil && owners.carries(s) {
 				if st := note(o, s, n); st != nil {
 					return st
 				}
 				if !p.Wires[o].Pure {
-					p.Extent[o] = extent(t, s, of)
+					p.Extent[o] = owners.extent(s)
 				}
 			}
 		}
@@ -399,7 +391,6 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 			break
 		}
 		p.Entry = v
-		p.Extent[v] = extent(t, t.memo[v], of)
 		if v == p.Projection.Output {
 			break
 		}
@@ -418,6 +409,7 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 	if p.Entry == nil {
 		return &stop{p.Operand.Producer, p.Operand, "the product reads other columns than those of its heads"}
 	}
+	p.Extent[p.Entry] = owners.extent(t.memo[p.Entry])
 	for _, n := range p.Nodes {
 		for _, o := range n.Out {
 			l, ok := p.Wires[o]

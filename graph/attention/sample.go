@@ -25,13 +25,23 @@ type sample struct {
 // labels interns sets of columns: label 0 is the empty set, label c+1 with c < n is {c}, larger ones are looked up.
 type labels struct {
 	n     int32
+	ones  []int32 // 0, 1, …, n-1: the sets of one column
 	sets  [][]int32
-	index map[string]int32
-	memo  map[[2]int32]int32
+	index map[string]int32   // of sets of more than two columns
+	memo  map[[2]int32]int32 // unions of two labels, the smaller first; for two columns that is the index as well
 }
 
 func newLabels(n int) *labels {
-	return &labels{n: int32(n), index: map[string]int32{}, memo: map[[2]int32]int32{}}
+	return &labels{n: int32(n), ones: count(n), index: map[string]int32{}, memo: map[[2]int32]int32{}}
+}
+
+// count returns 0, 1, …, n-1.
+func count(n int) []int32 {
+	out := make([]int32, n)
+	for i := range out {
+		out[i] = int32(i)
+	}
+	return out
 }
 
 // set returns the columns behind a label, ascending.
@@ -40,7 +50,7 @@ func (l *labels) set(id int32) []int32 {
 	case id == 0:
 		return nil
 	case id <= l.n:
-		return []int32{id - 1}
+		return l.ones[id-1 : id : id]
 	}
 	return l.sets[id-l.n-1]
 }
@@ -51,6 +61,15 @@ func (l *labels) intern(set []int32) int32 {
 		return 0
 	case 1:
 		return set[0] + 1
+	case 2:
+		pair := [2]int32{set[0] + 1, set[1] + 1}
+		id, ok := l.memo[pair]
+		if !ok {
+			l.sets = append(l.sets, set)
+			id = l.n + int32(len(l.sets))
+			l.memo[pair] = id
+		}
+		return id
 	}
 	key := make([]byte, 0, 4*len(set))
 	for _, c := range set {
@@ -77,6 +96,9 @@ func (l *labels) union(a, b int32) int32 {
 	}
 	if id, ok := l.memo[[2]int32{a, b}]; ok {
 		return id
+	}
+	if b <= l.n { // two columns
+		return l.intern([]int32{a - 1, b - 1})
 	}
 	merged := slices.Concat(l.set(a), l.set(b))
 	slices.Sort(merged)
@@ -109,33 +131,51 @@ func (s *sample) strides() []int {
 	return st
 }
 
-// gatherAll builds an array of the given stored size by asking at for the source offset of each index.
-func gatherAll(stored []int, at func(idx []int) int32) []int32 {
-	out := make([]int32, product(stored))
-	idx := make([]int, len(stored))
-	for o := range out {
-		out[o] = at(idx)
-		for a := len(idx) - 1; a >= 0; a-- {
-			if idx[a]++; idx[a] < stored[a] {
-				break
+// strided reads an array of the given size, row-major, out of data: one step along axis a is steps[a] there.
+func strided(data []int32, size, steps []int) []int32 {
+	out := make([]int32, 0, product(size))
+	var read func(axis, at int)
+	read = func(axis, at int) {
+		switch n, step := size[axis], steps[axis]; {
+		case axis < len(size)-1:
+			for range n {
+				read(axis+1, at)
+				at += step
 			}
-			idx[a] = 0
+		case step == 1:
+			out = append(out, data[at:at+n]...)
+		default:
+			for range n {
+				out = append(out, data[at])
+				at += step
+			}
 		}
 	}
+	if len(size) == 0 {
+		return append(out, data[0])
+	}
+	read(0, 0)
 	return out
 }
 
-// reader returns a function from an index (which may have more entries than axes on the left: broadcasting) to the
-// label there. Entries of axes that are stored once are ignored.
-func (s *sample) reader() func(idx []int) int32 {
-	st := s.strides()
-	return func(idx []int) int32 {
-		off, shift := 0, len(idx)-len(st)
-		for a, step := range st {
-			off += step * idx[shift+a]
-		}
-		return s.data[off]
+// spread returns the labels of s stored at the given sizes, which may have more axes on the left: broadcasting.
+func (s *sample) spread(stored []int) []int32 {
+	return strided(s.data, stored, append(make([]int, len(stored)-len(s.stored)), s.strides()...))
+}
+
+// varies reports whether the value of a label changes along an axis of the stored array whose stride is step.
+func (s *sample) varies(axis, step int, value func(label int32) int32) bool {
+	if step == 0 {
+		return false
 	}
+	for from := 0; from < len(s.data); from += step * s.stored[axis] {
+		for i := from + step; i < from+step*s.stored[axis]; i++ {
+			if s.data[i] != s.data[i-step] && value(s.data[i]) != value(s.data[i-step]) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // full returns s with the given axes stored at their full size.
@@ -149,48 +189,38 @@ func (s *sample) full(axes ...int) *sample {
 	if same {
 		return s
 	}
-	return &sample{s.shape, stored, gatherAll(stored, s.reader()), s.scale}
+	return &sample{s.shape, stored, s.spread(stored), s.scale}
 }
 
 // compact stores axes along which no label changes once.
 func (s *sample) compact() *sample {
-	stored := slices.Clone(s.stored)
-	for a, step := range s.strides() {
-		constant := step > 0
-		for i := range s.data {
-			if constant && (i/step)%s.stored[a] > 0 && s.data[i] != s.data[i-step] {
-				constant = false
-			}
-		}
-		if constant {
-			stored[a] = 1
+	stored, steps := slices.Clone(s.stored), s.strides()
+	for a, step := range steps {
+		if step > 0 && !s.varies(a, step, itself) {
+			stored[a], steps[a] = 1, 0
 		}
 	}
-	return &sample{s.shape, stored, gatherAll(stored, s.reader()), s.scale}
+	return &sample{s.shape, stored, strided(s.data, stored, steps), s.scale}
 }
+
+func itself(label int32) int32 { return label }
 
 // transpose permutes axes: axis i of the result is axis perm[i] of s.
 func (s *sample) transpose(perm []int) (*sample, error) {
 	if len(perm) != len(s.shape) {
 		return nil, errShape
 	}
-	shape, stored := make([]int, len(perm)), make([]int, len(perm))
+	shape, stored, steps := make([]int, len(perm)), make([]int, len(perm)), make([]int, len(perm))
+	old := s.strides()
 	seen := make([]bool, len(perm))
 	for i, p := range perm {
 		if p < 0 || p >= len(perm) || seen[p] {
 			return nil, errShape
 		}
 		seen[p] = true
-		shape[i], stored[i] = s.shape[p], s.stored[p]
+		shape[i], stored[i], steps[i] = s.shape[p], s.stored[p], old[p]
 	}
-	read, src := s.reader(), make([]int, len(perm))
-	data := gatherAll(stored, func(idx []int) int32 {
-		for i, p := range perm {
-			src[p] = idx[i]
-		}
-		return read(src)
-	})
-	return &sample{shape, stored, data, s.scale}, nil
+	return &sample{shape, stored, strided(s.data, stored, steps), s.scale}, nil
 }
 
 // reshape changes the shape in row-major order. Axes are matched in the smallest groups of equal size; a group whose
@@ -257,14 +287,17 @@ func (s *sample) pick(axis int, idx []int) *sample {
 		return &sample{shape, stored, s.data, s.scale}
 	}
 	stored[axis] = len(idx)
-	read, src := s.reader(), make([]int, len(shape))
-	data := gatherAll(stored, func(i []int) int32 {
-		copy(src, i)
-		if src[axis] = idx[i[axis]]; src[axis] < 0 {
-			return 0
+	inner := product(s.stored[axis+1:])
+	data := make([]int32, 0, product(stored))
+	for from := 0; from < len(s.data); from += inner * s.stored[axis] {
+		for _, i := range idx {
+			if i < 0 {
+				data = append(data, make([]int32, inner)...)
+				continue
+			}
+			data = append(data, s.data[from+i*inner:from+(i+1)*inner]...)
 		}
-		return read(src)
-	})
+	}
 	return &sample{shape, stored, data, s.scale}
 }
 
@@ -345,8 +378,11 @@ func (l *labels) merge(in []*sample, sides [][]int) (*sample, error) {
 		for i := range stored {
 			stored[i] = max(out.stored[i], b.stored[i])
 		}
-		ra, rb := out.reader(), b.reader()
-		out = &sample{shape, stored, gatherAll(stored, func(idx []int) int32 { return l.union(ra(idx), rb(idx)) }), sameScale(out.scale, b.scale)}
+		data, other := out.spread(stored), b.spread(stored)
+		for i := range data {
+			data[i] = l.union(data[i], other[i])
+		}
+		out = &sample{shape, stored, data, sameScale(out.scale, b.scale)}
 	}
 	return out, nil
 }
@@ -387,42 +423,39 @@ func (l *labels) concat(axis int, in []*sample, sizes []int) (*sample, error) {
 	for a := range stored {
 		stored[a] = 1
 		for _, s := range in {
-			if s != nil && a != axis {
-				stored[a] = max(stored[a], s.stored[a])
+			if s == nil || a == axis || s.stored[a] == 1 {
+				continue
 			}
+			if stored[a] > 1 && stored[a] != s.stored[a] {
+				return nil, errShape
+			}
+			stored[a] = s.stored[a]
 		}
 	}
 	stored[axis] = total
 	outShape := slices.Clone(shape)
 	outShape[axis] = total
-	readers := make([]func([]int) int32, len(in))
+	inner := product(stored[axis+1:])
+	data := make([]int32, product(stored))
 	scale := 0.0
-	first := true
+	first, at := true, 0
 	for i, s := range in {
-		if s == nil {
-			continue
-		}
-		readers[i] = s.reader()
-		if first {
-			scale, first = s.scale, false
-		} else {
-			scale = sameScale(scale, s.scale)
-		}
-	}
-	src := make([]int, len(stored))
-	data := gatherAll(stored, func(idx []int) int32 {
-		copy(src, idx)
-		for i, s := range in {
-			if src[axis] < sizes[i] {
-				if s == nil {
-					return 0
-				}
-				return readers[i](src)
+		run := sizes[i] * inner
+		if s != nil {
+			size := slices.Clone(stored)
+			size[axis] = sizes[i]
+			part := s.spread(size)
+			for from, to := 0, at; from < len(part); from, to = from+run, to+total*inner {
+				copy(data[to:], part[from:from+run])
 			}
-			src[axis] -= sizes[i]
+			if first {
+				scale, first = s.scale, false
+			} else {
+				scale = sameScale(scale, s.scale)
+			}
 		}
-		return 0
-	})
+		at += run
+	}
 	return &sample{outShape, stored, data, scale}, nil
 }
 
@@ -438,29 +471,15 @@ func (l *labels) reduce(s *sample, axes []int, toOne bool) *sample {
 		}
 	}
 	// Collect each cell's columns first and intern once: a chain of unions would keep every prefix.
-	cells := make([]map[int32]bool, product(stored))
+	cells := make([][]int32, product(stored))
 	out := &sample{shape, stored, make([]int32, len(cells)), s.scale}
-	st := out.strides()
-	idx := make([]int, len(stored))
-	for _, id := range s.data {
-		off := 0
-		for a, step := range st {
-			off += step * idx[a]
-		}
-		if cells[off] == nil {
-			cells[off] = map[int32]bool{}
-		}
-		cells[off][id] = true
-		for a := len(idx) - 1; a >= 0; a-- {
-			if idx[a]++; idx[a] < s.stored[a] {
-				break
-			}
-			idx[a] = 0
-		}
+	for i, c := range strided(count(len(cells)), s.stored, out.strides()) {
+		cells[c] = append(cells[c], s.data[i])
 	}
 	for i, cell := range cells {
+		slices.Sort(cell)
 		var set []int32
-		for id := range cell {
+		for _, id := range slices.Compact(cell) {
 			set = append(set, l.set(id)...)
 		}
 		slices.Sort(set)

@@ -46,9 +46,34 @@ func (p plain) pick(axis int, idx []int) plain {
 	return out
 }
 
+// gatherAll builds an array of the given shape element by element.
+func gatherAll(shape []int, at func(idx []int) int32) []int32 {
+	out := make([]int32, product(shape))
+	idx := make([]int, len(shape))
+	for o := range out {
+		out[o] = at(idx)
+		for a := len(idx) - 1; a >= 0; a-- {
+			if idx[a]++; idx[a] < shape[a] {
+				break
+			}
+			idx[a] = 0
+		}
+	}
+	return out
+}
+
 // written writes a sample out.
 func written(s *sample) plain {
-	return plain{s.shape, gatherAll(s.shape, s.reader())}
+	return plain{s.shape, gatherAll(s.shape, func(idx []int) int32 {
+		off := 0
+		for a, n := range s.stored {
+			off *= n
+			if n > 1 {
+				off += idx[a]
+			}
+		}
+		return s.data[off]
+	})}
 }
 
 // Every way of moving labels gives the same elements as moving them one by one, whatever is stored once.
