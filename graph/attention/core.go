@@ -269,7 +269,7 @@ func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
 		channels[h] = span(h*b.ValueDim, (h+1)*b.ValueDim, 1)
 	}
 	owners := newOwners(t.labels, b.Heads*b.ValueDim, channels)
-	o := &Output{Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
+	o := &Output{Bias: outputBias(found), Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
 	for _, w := range wires {
 		l, ok := owners.layout(t.memo[w])
 		if !ok || !l.Pure {
@@ -292,6 +292,24 @@ func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
 		}
 	}
 	b.Output = o
+}
+
+// outputBias finds the bias of the output projection: the C operand of a Gemm, or a vector that the only reader adds.
+func outputBias(p *Projection) *Side {
+	side := func(n *graph.Node, i int) *Side {
+		v := n.Input(i)
+		if v == nil || v.Const() == nil || v.Const().Len() != int64(p.Columns) {
+			return nil
+		}
+		return &Side{Node: n, Input: i, Value: v, Axis: len(v.Const().Dims()) - 1}
+	}
+	if p.GemmBias != nil {
+		return side(p.Node, 2)
+	}
+	if users := p.Output.Users(); len(users) == 1 && users[0].Node.Is("Add") {
+		return side(users[0].Node, 1-users[0].Index)
+	}
+	return nil
 }
 
 // caches finds the pasts and presents of keys and values, and makes sure that nothing else reads what a fusion changes.
