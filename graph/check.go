@@ -279,7 +279,10 @@ func (c *checker) users(found map[*Value][]Use) {
 
 // describe names the graph in messages.
 func (g *Graph) describe() string {
-	if g.Owner == nil {
+	switch {
+	case g.Owner == nil && g.Name == "":
+		return "the graph"
+	case g.Owner == nil:
 		return fmt.Sprintf("graph %q", g.Name)
 	}
 	return fmt.Sprintf("body %q of %v", g.Name, g.Owner)

@@ -93,6 +93,12 @@ func TestBadInput(t *testing.T) {
 	tamper(t, good, in("twice.onnx"), func(m *onnxpb.ModelProto) {
 		m.Graph.Node[1].Output[0] = m.Graph.Node[0].Output[0]
 	})
+	for name, domain := range map[string]string{"future.onnx": "", "opsetless.onnx": "some.where"} {
+		tamper(t, good, in(name), func(m *onnxpb.ModelProto) {
+			version := int64(99)
+			m.OpsetImport = []*onnxpb.OperatorSetIdProto{{Domain: &domain, Version: &version}}
+		})
+	}
 	tamper(t, good, in("cycle.onnx"), func(m *onnxpb.ModelProto) {
 		n := m.Graph.Node
 		n[0].Input = append(n[0].Input, n[len(n)-1].Output[0])
@@ -104,6 +110,8 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	fused := graph.New(8, 17)
+	contrib, first := "com.microsoft", int64(1)
+	fused.Proto.OpsetImport = append(fused.Proto.OpsetImport, &onnxpb.OperatorSetIdProto{Domain: &contrib, Version: &first})
 	x = fused.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, 1, "n", 8))
 	fused.Graph.AddOutput(fused.Graph.AddNode("MultiHeadAttention", "com.microsoft", "mha", []*graph.Value{x, x, x}, []string{"y"}, graph.IntAttr("num_heads", 2)).Out[0],
 		graph.TensorType(onnxpb.TensorProto_FLOAT, 1, "n", 8))
@@ -144,6 +152,8 @@ func TestBadInput(t *testing.T) {
 		{"absolute data", []string{"inspect", in("absolute.onnx")}, exitModel, []string{filepath.Join(base, "outside.data")}},
 		{"data through a link", []string{"inspect", in("link.onnx")}, exitModel, []string{"link.data"}},
 		{"duplicate name", []string{"inspect", in("twice.onnx")}, exitModel, []string{"twice.onnx", "defined twice"}},
+		{"opset of the future", []string{"inspect", in("future.onnx")}, exitModel, []string{"future.onnx: it imports opset 99 of ai.onnx; this program knows opsets up to 27"}},
+		{"no opset", []string{"inspect", in("opsetless.onnx")}, exitModel, []string{"opsetless.onnx: it imports no opset of ai.onnx, but"}},
 		{"cycle", []string{"inspect", in("cycle.onnx")}, exitModel, []string{"cycle.onnx", "cycle"}},
 		{"report over the model", []string{"inspect", good, "-o", good}, exitUsage, []string{"is the input", "choose another name"}},
 		{"report into nowhere", []string{"inspect", good, "-o", in("none/report.txt")}, exitUsage, []string{"none/report.txt", "no such file or directory"}},

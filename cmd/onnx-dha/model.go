@@ -30,6 +30,10 @@ func openModel(path string) (*graph.Model, *attention.Report, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := errors.Join(m.CheckOpset(), m.Check()); err != nil {
+		m.Close()
+		return nil, nil, coded(exitModel, fmt.Errorf("%s: %w", path, err))
+	}
 	return m, attention.Find(m), nil
 }
 
