@@ -73,6 +73,14 @@ func (g *Graph) AddOutput(v *Value, typ *onnxpb.TypeProto) {
 	g.Outputs = append(g.Outputs, v)
 }
 
+// ClearOutputs leaves g without outputs, for a caller that declares others. What they were keeps its name.
+func (g *Graph) ClearOutputs() {
+	for _, o := range g.Outputs {
+		o.users = slices.DeleteFunc(o.users, func(u Use) bool { return u.Node == nil && u.Graph == g })
+	}
+	g.Outputs = nil
+}
+
 // SetInput makes v (nil: omitted) input i of n.
 func (n *Node) SetInput(i int, v *Value) {
 	for len(n.In) <= i {
