@@ -52,19 +52,23 @@ func (c *core) expand() error {
 	for _, s := range []struct {
 		n      *graph.Node
 		change change
+		q      attention.Layout
 		of     []int
 		what   string
 	}{
-		{c.b.QK, c.k, readers(c.b.KeyOf, c.k), "keys"},
-		{c.b.PV, c.v, readers(c.b.ValueOf, c.v), "values"},
+		{c.b.QK, c.k, c.b.Query.Wires[c.b.QK.In[0]], readers(c.b.KeyOf, c.k), "keys"},
+		{c.b.PV, c.v, c.b.Scores[c.b.PV.In[0]], readers(c.b.ValueOf, c.v), "values"},
 	} {
 		l := s.change.path.Wires[s.change.path.Operand]
 		if !s.change.touched || s.change.Heads() == c.b.Heads && identity(s.of) || l.Axis < 0 {
 			continue
 		}
-		w := axisView{c.e, s.n.In[1], l.Axis, s.change.Heads(), l.Outer > 1}
+		pair := s.q.Pair
+		w := axisView{e: c.e, v: s.n.In[1], axis: l.Axis, heads: s.change.Heads(), merged: l.Outer > 1, single: pair > 0}
 		name := s.n.Name + "/" + s.what
 		x := c.e.p.Op("Gather", name+"_expand", []*graph.Value{w.split(), c.e.p.Ints(name+"_index", ints(s.of)...)}, graph.IntAttr("axis", int64(w.headAxis())))
+		// The copies take the form of the queries.
+		w.single, w.pair, w.heads = false, pair, c.b.Heads
 		c.e.p.SetInput(s.n, 1, w.merge(x, name))
 	}
 	return nil
@@ -91,7 +95,14 @@ func (c *core) fitsGrouped() bool {
 		l := p.Wires[p.Operand]
 		left, ok1 := c.e.facts.Shape(n.In[0])
 		right, ok2 := c.e.facts.Shape(n.In[1])
-		if !ok1 || !ok2 || q.Spread || q.Inner != 1 || q.Axis != len(left)-3 {
+		if !ok1 || !ok2 || q.Inner != 1 {
+			return false
+		}
+		if q.Pair > 0 { // [.., KV, queries of one, rows, cols] and [.., KV, 1, rows, cols]
+			one, ok := right[min(l.Axis+1, len(right)-1)].Const()
+			return len(left) == len(right) && q.Axis == len(left)-4 && l.Axis == q.Axis && l.Inner == 1 && ok && one == 1
+		}
+		if q.Spread || q.Axis != len(left)-3 {
 			return false
 		}
 		return l.Axis < 0 || len(left) == len(right) && l.Axis == q.Axis && l.Inner == 1 && l.Outer == q.Outer
@@ -110,8 +121,8 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		want = c.order
 		q = b.Query.Wires[n.In[0]]
 	}
-	if groups == b.Heads && identity(of) && identity(c.order) {
-		return nil
+	if groups == b.Heads && identity(of) && identity(c.order) || !kv.touched && q.Pair > 0 {
+		return nil // as many heads as queries, or broadcast already
 	}
 	members := make([][]int, groups)
 	for _, h := range c.order {
@@ -139,7 +150,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		name = n.Out[0].Name
 	}
 	kl := kv.path.Wires[kv.path.Operand]
-	in := axisView{e, n.In[0], q.Axis, b.Heads, q.Outer > 1}
+	in := axisView{e: e, v: n.In[0], axis: q.Axis, heads: b.Heads, merged: q.Outer > 1, pair: q.Pair}
 	axis := in.headAxis()
 	gather := func(x *graph.Value, what string, idx []int) *graph.Value {
 		return e.p.Op("Gather", name+"/"+what, []*graph.Value{x, e.p.Ints(name+"/"+what+"_index", ints(idx)...)}, graph.IntAttr("axis", int64(axis)))
@@ -162,7 +173,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		x = e.p.Op("Reshape", name+"/rows", []*graph.Value{x, e.p.Ints(name+"/rows_shape", in.target(axis, groups, -1)...)})
 	}
 	e.p.SetInput(n, 0, x)
-	e.p.SetInput(n, 1, axisView{e, n.In[1], kl.Axis, groups, kl.Outer > 1}.split())
+	e.p.SetInput(n, 1, axisView{e: e, v: n.In[1], axis: kl.Axis, heads: groups, merged: kl.Outer > 1, single: q.Pair > 0}.split())
 
 	// Out: the original node stays the product; what it gives is regrouped for its readers.
 	out := n.Out[0]
@@ -184,11 +195,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		}
 		step(gather(z, "ungroup", idx))
 	}
-	if in.merged {
-		target := in.mergeTarget()
-		step(e.p.Op("Reshape", name+"/merge_heads", []*graph.Value{z, e.p.Ints(name+"/merge_shape", target...)}))
-		step(e.squeeze(z, name+"/merge", in.axis+1))
-	}
+	in.mergeSteps(z, name, step)
 	if z != out {
 		e.p.Replace(out, z, reader...)
 	}
@@ -280,14 +287,18 @@ func readElsewhere(b *attention.Block) bool {
 	return false
 }
 
-// axisView looks at a wire with the heads on an axis of their own: [.., batch·heads, rows, cols] is split into
-// [.., batch, heads, rows, cols] when merged, and left alone otherwise.
+// axisView looks at a wire as [.., heads, rows, cols]. Heads that are merged with the batch ([.., batch·heads, rows, cols])
+// or lie on a pair of axes ([.., key/value head, query head within it, rows, cols]) are brought onto an axis of their own
+// and back; a single axis of size 1 behind the heads, which a pair is broadcast against, is dropped. All other wires are
+// left alone.
 type axisView struct {
 	e      *editor
 	v      *graph.Value
 	axis   int
 	heads  int
 	merged bool
+	pair   int // size of the second axis of a pair, 0 without one
+	single bool
 }
 
 func (w axisView) headAxis() int {
@@ -297,33 +308,46 @@ func (w axisView) headAxis() int {
 	return w.axis
 }
 
-// split gives the heads an axis of their own. The target copies the axes behind by position (0), which is why an axis is
-// inserted first.
-func (w axisView) split() *graph.Value {
-	if !w.merged {
-		return w.v
-	}
-	name := w.v.Name
-	x := w.e.unsqueeze(w.v, name+"/split", w.axis)
+// reshape makes axis and axis+1 the given sizes. The two axes behind are copied by position (0), which is why there must
+// be two before as well: split and merge insert or drop one of size 1 for it.
+func (w axisView) reshape(x *graph.Value, name string, first, second int) *graph.Value {
 	target := make([]int64, w.axis+4)
-	target[w.axis], target[w.axis+1] = -1, int64(w.heads)
-	return w.e.p.Op("Reshape", name+"/split_heads", []*graph.Value{x, w.e.p.Ints(name+"/split_shape", target...)})
+	target[w.axis], target[w.axis+1] = int64(first), int64(second)
+	return w.e.p.Op("Reshape", name, []*graph.Value{x, w.e.p.Ints(name+"_shape", target...)})
 }
 
-// mergeTarget is the target of the Reshape that, followed by a Squeeze of axis+1, undoes split.
-func (w axisView) mergeTarget() []int64 {
-	target := make([]int64, w.axis+4)
-	target[w.axis], target[w.axis+1] = -1, 1
-	return target
+// split gives the heads an axis of their own.
+func (w axisView) split() *graph.Value {
+	name := w.v.Name
+	switch {
+	case w.single:
+		return w.e.squeeze(w.v, name+"/split", w.axis+1)
+	case w.pair > 0:
+		return w.e.squeeze(w.reshape(w.v, name+"/split_heads", 1, w.heads), name+"/split", w.axis)
+	case w.merged:
+		return w.reshape(w.e.unsqueeze(w.v, name+"/split", w.axis), name+"/split_heads", -1, w.heads)
+	}
+	return w.v
+}
+
+// mergeSteps undoes split, telling step each new value.
+func (w axisView) mergeSteps(x *graph.Value, name string, step func(*graph.Value)) {
+	switch {
+	case w.pair > 0:
+		x = w.e.unsqueeze(x, name+"/merge", w.axis)
+		step(x)
+		step(w.reshape(x, name+"/merge_heads", w.heads/w.pair, w.pair))
+	case w.merged:
+		x = w.reshape(x, name+"/merge_heads", -1, 1)
+		step(x)
+		step(w.e.squeeze(x, name+"/merge", w.axis+1))
+	}
 }
 
 // merge undoes split.
 func (w axisView) merge(x *graph.Value, name string) *graph.Value {
-	if !w.merged {
-		return x
-	}
-	x = w.e.p.Op("Reshape", name+"/merge_heads", []*graph.Value{x, w.e.p.Ints(name+"/merge_shape", w.mergeTarget()...)})
-	return w.e.squeeze(x, name+"/merge", w.axis+1)
+	w.mergeSteps(x, name, func(v *graph.Value) { x = v })
+	return x
 }
 
 // target is a Reshape target that copies all axes but the heads and the rows behind them.

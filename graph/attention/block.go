@@ -129,10 +129,11 @@ type Output struct {
 
 // Layout says where the heads lie on a wire: along Axis, index (((o·Heads + h)·Repeat + r)·Inner + i) with
 // 0 ≤ o < Outer holds head h. A packed wire has other columns beside them (Pure is false) and only Axis is set. On a
-// Spread wire they lie in no such pattern: on two axes (key/value head and query head within it), or repeated unequally.
+// Spread wire they lie in no such pattern: repeated unequally, or on two axes. Where these are neighbours, key/value
+// head and query head within it, Pair is the size of the second.
 type Layout struct {
-	Axis, Outer, Heads, Repeat, Inner int
-	Pure, Spread                      bool
+	Axis, Outer, Heads, Repeat, Inner, Pair int
+	Pure, Spread                            bool
 }
 
 // Extent is what a path's columns occupy of one axis: Count indices. Columns tells whether they change along the axis at

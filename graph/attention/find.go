@@ -3,8 +3,10 @@ package attention
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"onnx-dha/graph"
 )
@@ -25,19 +27,20 @@ var fused = map[string]bool{
 // Report.Unsupported with the place and the reason; none is guessed at and none is left out.
 func Find(m *graph.Model) *Report {
 	r := &Report{Facts: graph.Infer(m.Graph)}
+	cores := cores(r.Facts, m.Graph)
 	for _, n := range m.Graph.Nodes {
 		switch {
 		case fused[opName(n)]:
 			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), fmt.Sprintf("the fused operator %s is not supported yet", opName(n)), true})
 		case n.Is("Softmax"):
-			b, st, attention := core(r.Facts, n)
-			if st == nil {
-				r.Blocks = append(r.Blocks, b)
+			c := cores[n]
+			if c.stop == nil {
+				r.Blocks = append(r.Blocks, c.block)
 				continue
 			}
-			u := Unsupported{Node: n, At: st.node, Why: st.why, Attention: attention}
-			if st.wire != nil {
-				u.Wire = st.wire.Name
+			u := Unsupported{Node: n, At: c.stop.node, Why: c.stop.why, Attention: c.attention}
+			if c.stop.wire != nil {
+				u.Wire = c.stop.wire.Name
 			}
 			if u.At == nil {
 				u.At = n
@@ -58,6 +61,45 @@ func Find(m *graph.Model) *Report {
 	}
 	name(r.Blocks)
 	return r
+}
+
+// found is what core says of a softmax.
+type found struct {
+	block     *Block
+	stop      *stop
+	attention bool
+}
+
+// cores describes what is around every softmax of g, as many at once as there are processors. Describing only reads: what
+// Value.Const would note about Constant nodes Infer has had noted already.
+func cores(f *graph.Facts, g *graph.Graph) map[*graph.Node]found {
+	var softmaxes []*graph.Node
+	for _, n := range g.Nodes {
+		if n.Is("Softmax") {
+			softmaxes = append(softmaxes, n)
+		}
+	}
+	results := make([]found, len(softmaxes))
+	next := make(chan int)
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(softmaxes)) {
+		workers.Go(func() {
+			for i := range next {
+				r := &results[i]
+				r.block, r.stop, r.attention = core(f, softmaxes[i])
+			}
+		})
+	}
+	for i := range softmaxes {
+		next <- i
+	}
+	close(next)
+	workers.Wait()
+	of := map[*graph.Node]found{}
+	for i, n := range softmaxes {
+		of[n] = results[i]
+	}
+	return of
 }
 
 func firstOutput(n *graph.Node) string {
@@ -339,7 +381,7 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}{{qk, q.Wires[qk.In[0]], k}, {pv, b.Scores[pv.In[0]], v}} {
 		left, _ := f.Shape(p.n.In[0])
 		right, _ := f.Shape(p.n.In[1])
-		if l := p.path.Wires[p.path.Operand]; l.Axis >= 0 && b.Fixed == "" && (p.q.Spread || l.Spread || p.q.Axis != l.Axis || len(left) != len(right)) {
+		if l := p.path.Wires[p.path.Operand]; l.Axis >= 0 && b.Fixed == "" && (p.q.Spread && p.q.Pair == 0 || l.Spread || p.q.Axis != l.Axis || len(left) != len(right)) {
 			b.Fixed = fmt.Sprintf("the operands of %v have their heads on different axes, which is not supported yet", p.n)
 		}
 	}
@@ -411,8 +453,23 @@ func (p *Path) mixes(f *graph.Facts, what string) *stop {
 	if s == nil {
 		return &stop{p.Operand.Producer, p.Operand, what + " lose their heads in a normalisation"}
 	}
-	if _, ok := newOwners(t.labels, p.Projection.Columns, p.Columns).layout(s); !ok {
+	owners := newOwners(t.labels, p.Projection.Columns, p.Columns)
+	if _, ok := owners.layout(s); !ok {
 		return &stop{p.Operand.Producer, p.Operand, what + " pass a normalisation that looks at all heads together, which no fusion of heads leaves exact"}
+	}
+	// The statistics have heads too: their sizes follow those of what they are taken of.
+	for _, n := range t.nodes {
+		if slices.Contains(p.Nodes, n) {
+			continue
+		}
+		for _, o := range n.Out {
+			if s := t.memo[o]; o != nil && s != nil {
+				if l, ok := owners.layout(s); ok {
+					p.Wires[o] = l
+				}
+			}
+		}
+		p.Nodes = append(p.Nodes, n)
 	}
 	return nil
 }

@@ -150,7 +150,7 @@ func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
 	owner := make([]int, t.labels.n) // of a column: the head it belongs to, and one more
 	for h, set := range slices.Compact(distinct) {
 		number[set] = h
-		var cols []int
+		cols := make([]int, 0, len(t.labels.set(set)))
 		for _, c := range t.labels.set(set) {
 			if other := owner[c]; other > 0 {
 				return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other-1, h)
@@ -202,10 +202,13 @@ const (
 
 // head returns the head that all columns of a label belong to, or a mark.
 func (o *owners) head(label int32) int32 {
-	set := o.labels.set(label)
-	if len(set) == 0 {
+	switch {
+	case label == 0:
 		return nothing
+	case label <= o.labels.n:
+		return o.of[label-1]
 	}
+	set := o.labels.set(label)
 	h := o.of[set[0]]
 	for _, c := range set[1:] {
 		if o.of[c] != h {
@@ -218,8 +221,9 @@ func (o *owners) head(label int32) int32 {
 // layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed or missing.
 func (o *owners) layout(s *sample) (l Layout, ok bool) {
 	pure := true
-	for _, id := range s.data {
-		switch o.head(id) {
+	ids := make([]int32, len(s.data))
+	for i, label := range s.data {
+		switch ids[i] = o.head(label); ids[i] {
 		case mixed:
 			return l, false
 		case foreign, nothing:
@@ -229,7 +233,7 @@ func (o *owners) layout(s *sample) (l Layout, ok bool) {
 	st := s.strides()
 	var axes []int
 	for a, step := range st {
-		if s.varies(a, step, o.head) {
+		if varies(ids, s.stored[a], step) {
 			axes = append(axes, a)
 		}
 	}
@@ -243,6 +247,16 @@ func (o *owners) layout(s *sample) (l Layout, ok bool) {
 	if o.count == 1 && len(axes) == 0 {
 		return Layout{Axis: -1, Outer: 1, Heads: 1, Repeat: 1, Inner: 1, Pure: true}, true
 	}
+	if len(axes) == 2 && axes[1] == axes[0]+1 && s.stored[axes[0]]*s.stored[axes[1]] == o.count {
+		first, second, n := st[axes[0]], st[axes[1]], s.stored[axes[1]]
+		inOrder := true
+		for h := range o.count {
+			inOrder = inOrder && int(ids[h/n*first+h%n*second]) == h
+		}
+		if inOrder {
+			return Layout{Axis: axes[0], Pair: s.stored[axes[1]], Outer: 1, Heads: o.count, Repeat: 1, Inner: 1, Pure: true, Spread: true}, true
+		}
+	}
 	if len(axes) != 1 {
 		return Layout{Axis: -1, Pure: true, Spread: true}, len(axes) > 1
 	}
@@ -250,20 +264,23 @@ func (o *owners) layout(s *sample) (l Layout, ok bool) {
 	irregular := Layout{Axis: a, Pure: true, Spread: true}
 	seq := make([]int32, s.stored[a])
 	for p := range seq {
-		seq[p] = s.data[p*st[a]]
+		seq[p] = ids[p*st[a]]
 	}
 	run := 1
-	for run < len(seq) && o.head(seq[run]) == o.head(seq[0]) {
+	for run < len(seq) && seq[run] == seq[0] {
 		run++
 	}
-	distinct := slices.Clone(seq[:run])
+	distinct := make([]int32, run)
+	for p := range distinct {
+		distinct[p] = s.data[p*st[a]]
+	}
 	slices.Sort(distinct)
 	inner := len(slices.Compact(distinct))
 	if len(seq)%(run*o.count) != 0 || run%inner != 0 {
 		return irregular, true
 	}
-	for p, id := range seq {
-		if int(o.head(id)) != (p/run)%o.count {
+	for p, h := range seq {
+		if int(h) != (p/run)%o.count {
 			return irregular, true
 		}
 	}

@@ -27,6 +27,7 @@ type labels struct {
 	n     int32
 	ones  []int32 // 0, 1, …, n-1: the sets of one column
 	sets  [][]int32
+	pairs []int32            // what sets of two columns lie in
 	index map[string]int32   // of sets of more than two columns
 	memo  map[[2]int32]int32 // unions of two labels, the smaller first; for two columns that is the index as well
 }
@@ -65,8 +66,7 @@ func (l *labels) intern(set []int32) int32 {
 		pair := [2]int32{set[0] + 1, set[1] + 1}
 		id, ok := l.memo[pair]
 		if !ok {
-			l.sets = append(l.sets, set)
-			id = l.n + int32(len(l.sets))
+			id = l.add(set)
 			l.memo[pair] = id
 		}
 		return id
@@ -78,10 +78,15 @@ func (l *labels) intern(set []int32) int32 {
 	if id, ok := l.index[string(key)]; ok {
 		return id
 	}
-	l.sets = append(l.sets, set)
-	id := l.n + int32(len(l.sets))
+	id := l.add(set)
 	l.index[string(key)] = id
 	return id
+}
+
+// add gives a set a label of its own.
+func (l *labels) add(set []int32) int32 {
+	l.sets = append(l.sets, set)
+	return l.n + int32(len(l.sets))
 }
 
 // union returns the label of the union of two sets.
@@ -97,8 +102,11 @@ func (l *labels) union(a, b int32) int32 {
 	if id, ok := l.memo[[2]int32{a, b}]; ok {
 		return id
 	}
-	if b <= l.n { // two columns
-		return l.intern([]int32{a - 1, b - 1})
+	if b <= l.n { // two columns, for which the memo is the index
+		l.pairs = append(l.pairs, a-1, b-1)
+		id := l.add(l.pairs[len(l.pairs)-2 : len(l.pairs) : len(l.pairs)])
+		l.memo[[2]int32{a, b}] = id
+		return id
 	}
 	merged := slices.Concat(l.set(a), l.set(b))
 	slices.Sort(merged)
@@ -163,14 +171,15 @@ func (s *sample) spread(stored []int) []int32 {
 	return strided(s.data, stored, append(make([]int, len(stored)-len(s.stored)), s.strides()...))
 }
 
-// varies reports whether the value of a label changes along an axis of the stored array whose stride is step.
-func (s *sample) varies(axis, step int, value func(label int32) int32) bool {
+// varies reports whether values, one for each element of a stored array, change along an axis of length n whose stride is
+// step.
+func varies(values []int32, n, step int) bool {
 	if step == 0 {
 		return false
 	}
-	for from := 0; from < len(s.data); from += step * s.stored[axis] {
-		for i := from + step; i < from+step*s.stored[axis]; i++ {
-			if s.data[i] != s.data[i-step] && value(s.data[i]) != value(s.data[i-step]) {
+	for ; len(values) > 0; values = values[n*step:] {
+		for i, v := range values[step : n*step] {
+			if v != values[i] {
 				return true
 			}
 		}
@@ -196,14 +205,12 @@ func (s *sample) full(axes ...int) *sample {
 func (s *sample) compact() *sample {
 	stored, steps := slices.Clone(s.stored), s.strides()
 	for a, step := range steps {
-		if step > 0 && !s.varies(a, step, itself) {
+		if step > 0 && !varies(s.data, s.stored[a], step) {
 			stored[a], steps[a] = 1, 0
 		}
 	}
 	return &sample{s.shape, stored, strided(s.data, stored, steps), s.scale}
 }
-
-func itself(label int32) int32 { return label }
 
 // transpose permutes axes: axis i of the result is axis perm[i] of s.
 func (s *sample) transpose(perm []int) (*sample, error) {
@@ -379,6 +386,9 @@ func (l *labels) merge(in []*sample, sides [][]int) (*sample, error) {
 			stored[i] = max(out.stored[i], b.stored[i])
 		}
 		data, other := out.spread(stored), b.spread(stored)
+		if len(l.memo) == 0 { // a rotation joins columns in pairs
+			l.memo = make(map[[2]int32]int32, min(len(data)/2, 1<<16))
+		}
 		for i := range data {
 			data[i] = l.union(data[i], other[i])
 		}
@@ -471,14 +481,25 @@ func (l *labels) reduce(s *sample, axes []int, toOne bool) *sample {
 		}
 	}
 	// Collect each cell's columns first and intern once: a chain of unions would keep every prefix.
-	cells := make([][]int32, product(stored))
-	out := &sample{shape, stored, make([]int32, len(cells)), s.scale}
-	for i, c := range strided(count(len(cells)), s.stored, out.strides()) {
-		cells[c] = append(cells[c], s.data[i])
+	out := &sample{shape, stored, make([]int32, product(stored)), s.scale}
+	cells := strided(count(len(out.data)), s.stored, out.strides()) // of each element
+	ends := make([]int, len(out.data))
+	for _, c := range cells {
+		ends[c]++
 	}
-	for i, cell := range cells {
+	for c := 1; c < len(ends); c++ {
+		ends[c] += ends[c-1]
+	}
+	sorted, next := make([]int32, len(s.data)), slices.Clone(ends)
+	for i := len(cells) - 1; i >= 0; i-- {
+		c := cells[i]
+		next[c]--
+		sorted[next[c]] = s.data[i]
+	}
+	for i, end := range ends {
+		cell := sorted[next[i]:end]
 		slices.Sort(cell)
-		var set []int32
+		set := make([]int32, 0, len(cell))
 		for _, id := range slices.Compact(cell) {
 			set = append(set, l.set(id)...)
 		}
