@@ -77,3 +77,14 @@ func (e *emitter) repeatKV(x wire) wire {
 	x = e.expand(e.unsqueeze(x, 2), batch, kv, num(r), total, d)
 	return e.view(x, batch, e.times(kv, num(r)), total, d)
 }
+
+// broadcastKV is attention in which the query heads of one key or value head lie on an axis behind it, so that products
+// broadcast instead of repeating: q [B, KV, r, S, d] · kᵀ [B, KV, 1, d, T]. The mask is added.
+func (e *emitter) broadcastKV(q, k, v, mask wire, batch, seq size) wire {
+	r := e.a.heads / e.a.kvHeads
+	q = e.view(q, batch, num(e.a.kvHeads), num(r), seq, num(e.a.headDim))
+	kt := e.transpose(e.unsqueeze(k, 2), 0, 1, 2, 4, 3)
+	scores := e.op("Add", e.op("Div", e.op("MatMul", q, kt), e.f(1/e.a.scale)), e.unsqueeze(mask, 1))
+	context := e.op("MatMul", e.softmax(scores, -1), e.unsqueeze(v, 2))
+	return e.view(context, batch, num(e.a.heads), seq, num(e.a.headDim))
+}

@@ -41,6 +41,7 @@ type Options struct {
 	QKNorm      bool   // RMS norm of every query and key head (Llama families)
 	Interleaved bool   // rotary pairs (2i, 2i+1) instead of (i, i+d/2) (Llama families)
 	RotaryDim   int    // rotated channels per head; HeadDim, or half of it for GPT-NeoX and GPT-J
+	Broadcast   bool   // query heads on an axis behind their key/value head, nothing repeated (TorchScript Llama families)
 	Unfolded    bool   // linear weights stay [out, in] behind a Transpose node, as older dynamo exporters leave them
 	Scale       Scale  // where 1/√d enters (TorchScript Llama families)
 	Mask        Mask   // how scores are hidden (TorchScript Llama families)
@@ -127,6 +128,11 @@ var families = []Family{
 		Name: "llama-gqa", Decoder: true, opset: 17, define: llamaArch, build: buildLlama,
 		preset: func(o *Options) { o.grouped(); o.scale(ScaleSqrt) },
 		Doc:    "TorchScript, SDPA: repeat_kv by Unsqueeze, Expand to a computed shape, Reshape; √s from Shape on q and k",
+	},
+	{
+		Name: "llama-broadcast", Decoder: true, opset: 14, define: llamaArch, build: buildLlama,
+		preset: func(o *Options) { o.grouped(); o.Broadcast = true },
+		Doc:    "TorchScript: grouped queries by 5-D products that broadcast, [B, KV, r, S, d] · [B, KV, 1, d, T]",
 	},
 	{
 		Name: "llama-interleaved", Decoder: true, opset: 17, define: llamaArch, build: buildLlama,

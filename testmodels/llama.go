@@ -90,7 +90,12 @@ func (e *emitter) llamaAttention(i int, x, mask wire, r rotation, pasts [][2]wir
 	q, k = place(q, a.heads, "q_norm", r), place(k, a.kvHeads, "k_norm", r)
 
 	k, v = e.append(pasts, i, 2, k, v)
-	k, v = e.repeatKV(k), e.repeatKV(v)
-	y := e.unheads(e.eager(q, k, v, mask), batch, seq)
+	var context wire
+	if e.o.Broadcast {
+		context = e.broadcastKV(q, k, v, mask, batch, seq)
+	} else {
+		context = e.eager(q, e.repeatKV(k), e.repeatKV(v), mask)
+	}
+	y := e.unheads(context, batch, seq)
 	return e.linear("o_proj", layer(i, "o"), y, a.model, a.attnDim())
 }

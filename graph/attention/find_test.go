@@ -29,6 +29,7 @@ var architectures = map[string]struct {
 	"bert":              {4, none, attention.AddMask, false, isqrt8, false},
 	"llama":             {4, half(8), attention.AddMask, true, isqrt8, false},
 	"llama-gqa":         {2, half(8), attention.AddMask, true, isqrt8, false},
+	"llama-broadcast":   {2, half(8), attention.AddMask, true, isqrt8, false},
 	"llama-interleaved": {2, attention.Rotary{Kind: attention.Interleaved, Dims: 8}, attention.AddMask, true, isqrt8, false},
 	"llama-where":       {4, half(8), attention.WhereMsk, true, isqrt8, false},
 	"llama-dynamo":      {2, half(8), attention.AddMask, true, isqrt8, false},
