@@ -8,8 +8,7 @@ import (
 )
 
 // RefitOutput returns the output projection that fits the new heads best: O + (GᵀG + λI)⁻¹ Gᵀ(Y − G·O), ridge regression
-// of what the block should give on what its new heads give, around the projection that it has (GPTQ-style output refit
-// note, §14.1).
+// of what the block should give on what its new heads give, drawn towards the projection that it has instead of to zero.
 //
 // gram is E[gᵀg], [m, m], g the concatenated contexts of the query heads; cross is E[gᵀy], [m, out], y the output wanted:
 // the original block's, plus the error that the residual stream has by now where layers are done in sequence; o is
@@ -52,8 +51,7 @@ func RefitOutput(gram *mat.SymDense, cross *mat.Dense, o *mat.Dense, lambda floa
 	return &step, nil
 }
 
-// RefitRidge returns 1e-3 of the mean diagonal of gram, the λ with which the figures of the algorithms note §14.1 were
-// measured.
+// RefitRidge returns a λ that suits gram: 1e-3 of its mean diagonal.
 func RefitRidge(gram *mat.SymDense) float64 {
 	n := gram.SymmetricDim()
 	return 1e-3 * mat.Trace(gram) / float64(n)

@@ -1,6 +1,10 @@
 package fusion
 
-import "gonum.org/v1/gonum/mat"
+import (
+	"fmt"
+
+	"gonum.org/v1/gonum/mat"
+)
 
 // Stats are the statistics of one block over the calibration tokens, expectations over tokens that are not hidden. x is
 // the input of the key and value projections, with a constant 1 appended when one of the block's projections has a
@@ -12,5 +16,44 @@ type Stats struct {
 	// Query[h] is E[q_hᵀ q_h], [d, d]: queries of head h as projected, bias included, before any rotation or scale.
 	Query []*mat.SymDense
 	// Attended[h] is E[(A_h x)ᵀ (A_h x)], [n, n]: what value head inputs look like after the attention of query head h.
+	// One entry alone stands for all heads (their mean: less memory for large n, a little less exact); none for Input.
 	Attended []*mat.SymDense
+	// Mean is E[x], for inputs without the constant 1 (which gives it otherwise); nil when unknown. It tells what part
+	// of a key is the same at every position, which a softmax does not see when no rotary embedding turns it.
+	Mean []float64
+}
+
+// check holds the statistics against the block's weights.
+func (s *Stats) check(w *Weights) error {
+	if s == nil || s.Input == nil {
+		return fmt.Errorf("no statistics of the input; calibrate first")
+	}
+	if !(s.Tokens > 0) {
+		return fmt.Errorf("statistics over %g tokens; want at least one", s.Tokens)
+	}
+	if len(s.Query) != w.Heads {
+		return fmt.Errorf("statistics of %d query heads; the block has %d", len(s.Query), w.Heads)
+	}
+	if n := len(s.Attended); n > 1 && n != w.Heads {
+		return fmt.Errorf("attended inputs of %d query heads; the block has %d", n, w.Heads)
+	}
+	n := s.Input.SymmetricDim()
+	if s.Mean != nil && len(s.Mean) != n {
+		return fmt.Errorf("a mean input of %d entries beside moments of %d", len(s.Mean), n)
+	}
+	for _, m := range []struct {
+		what string
+		list []*mat.SymDense
+		n    int
+	}{{"input", []*mat.SymDense{s.Input}, n}, {"queries", s.Query, w.HeadDim}, {"attended inputs", s.Attended, n}} {
+		for h, a := range m.list {
+			if a == nil || a.SymmetricDim() != m.n {
+				return fmt.Errorf("statistics of the %s, matrix %d: want [%d, %d]", m.what, h, m.n, m.n)
+			}
+			if err := finite(a); err != nil {
+				return fmt.Errorf("statistics of the %s, matrix %d: %w", m.what, h, err)
+			}
+		}
+	}
+	return nil
 }

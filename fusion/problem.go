@@ -1,0 +1,157 @@
+package fusion
+
+import (
+	"fmt"
+	"sync"
+
+	"gonum.org/v1/gonum/mat"
+)
+
+// Problem is one block to be fused: its weights and what calibration says of it. Results of searches are kept in it, so
+// that Errors and Solve for several numbers of heads do the work once; it is safe for concurrent use. W and S must not
+// change after the first use.
+type Problem struct {
+	W *Weights
+	S *Stats
+	// KeyNorm says that a norm of each head follows the key projection (Qwen3). Keys are then mixed by one weight per
+	// head: no turn or gain passes the norm exactly.
+	KeyNorm bool
+	// Seed starts the searches that are not exact.
+	Seed uint64
+
+	once         sync.Once
+	keys, values moments
+	keyNote      string
+	valueNote    string
+	err          error
+
+	mu         sync.Mutex
+	costs      map[string]float64
+	partitions map[string][][][]int
+}
+
+// kind is one of the two kinds of heads.
+type kind int
+
+const (
+	keyKind kind = iota
+	valueKind
+)
+
+func (k kind) String() string { return [...]string{"key", "value"}[k] }
+
+// moments returns those of a kind, computed on first use.
+func (p *Problem) moments(k kind) (moments, error) {
+	p.once.Do(func() {
+		if p.err = p.S.check(p.W); p.err == nil {
+			p.keys, p.err = p.keyMoments()
+		}
+		if p.err == nil {
+			p.values, p.err = p.valueMoments()
+		}
+		p.costs, p.partitions = map[string]float64{}, map[string][][][]int{}
+	})
+	if p.err != nil {
+		return nil, p.err
+	}
+	if k == keyKind {
+		return p.keys, nil
+	}
+	return p.values, nil
+}
+
+// constant tells whether the statistics have the constant 1 as the last input.
+func (p *Problem) constant() bool {
+	rows, _ := p.W.Key.Dims()
+	return p.S.Input.SymmetricDim() == rows+1
+}
+
+func (p *Problem) keyMoments() (moments, error) {
+	w, err := extended("keys", p.W.Key, p.W.KeyBias, p.S.Input.SymmetricDim())
+	if err != nil {
+		return nil, err
+	}
+	plain := congruence(p.S.Input, w)
+	varying := plain
+	if p.constant() {
+		varying = congruence(centred(p.S.Input), w)
+	} else if p.S.Mean != nil {
+		var mean mat.VecDense
+		mean.MulVec(w.T(), mat.NewVecDense(len(p.S.Mean), p.S.Mean))
+		varying = mat.NewSymDense(plain.SymmetricDim(), nil)
+		varying.SymRankOne(plain, -1, &mean)
+	}
+	k, err := newKeys(p.W, plain, varying, p.S.Query)
+	if err != nil {
+		return nil, fmt.Errorf("keys: %w", err)
+	}
+	if p.KeyNorm {
+		p.keyNote = "a norm of each head follows the key projection: keys are mixed by one weight per head, nothing is folded into the queries"
+		return rigid{k}, nil
+	}
+	return k, nil
+}
+
+// freeConstant tells whether an error of the output that is the same for every token costs nothing, since an output bias
+// takes it up: rows of attention probabilities add up to 1, so that what is constant in the values stays constant.
+func (p *Problem) freeConstant() bool { return p.W.OutputBias != nil && p.constant() }
+
+func (p *Problem) valueMoments() (moments, error) {
+	w, err := extended("values", p.W.Value, p.W.ValueBias, p.S.Input.SymmetricDim())
+	if err != nil {
+		return nil, err
+	}
+	attended := p.S.Attended
+	if len(attended) == 0 {
+		attended = []*mat.SymDense{p.S.Input}
+	}
+	var seen []*mat.SymDense
+	for _, c := range attended {
+		if p.freeConstant() {
+			c = centred(c)
+		}
+		seen = append(seen, congruence(c, w))
+	}
+	d := p.W.ValueDim
+	weight := make([]*mat.SymDense, p.W.Heads)
+	for h := range weight {
+		if p.W.Output == nil {
+			weight[h] = symmetric(scaledIdentity(d, 1))
+			continue
+		}
+		o := p.W.Output.Slice(h*d, (h+1)*d, 0, p.W.Output.RawMatrix().Cols)
+		weight[h] = mat.NewSymDense(d, nil)
+		weight[h].SymOuterK(1, o)
+	}
+	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, congruence(p.S.Input, w))
+	if err != nil {
+		return nil, fmt.Errorf("values: %w", err)
+	}
+	if p.W.Output == nil {
+		p.valueNote = "no projection follows the values: they are mixed by one weight per head, nothing is folded into the output"
+		return rigid{s}, nil
+	}
+	return s, nil
+}
+
+// memo returns f(), kept under the name and the heads of a group.
+func (p *Problem) memo(name string, group []int, f func() (float64, error)) (float64, error) {
+	k := make([]byte, 0, len(name)+2*len(group))
+	k = append(k, name...)
+	for _, h := range group {
+		k = append(k, byte(h), byte(h>>8))
+	}
+	p.mu.Lock()
+	x, ok := p.costs[string(k)]
+	p.mu.Unlock()
+	if ok {
+		return x, nil
+	}
+	x, err := f()
+	if err == nil {
+		p.mu.Lock()
+		p.costs[string(k)] = x
+		p.mu.Unlock()
+	}
+	return x, err
+}

@@ -1,0 +1,338 @@
+package fusion
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// Strategy is a way to choose which heads share and what they share. Its name is what people write; Strategies lists
+// them.
+type Strategy struct {
+	Name string
+	Doc  string // one line with the source
+	// Together strategies choose one grouping for keys and values whenever their numbers are equal.
+	Together   bool
+	key, value rule
+}
+
+// rule is what a strategy does with one kind of heads.
+type rule struct {
+	// cost is what the search minimises, the sum over groups.
+	cost func(m moments, group []int) (float64, error)
+	// merge makes the fused head of a group.
+	merge func(m moments, group []int) (*mixture, error)
+	// search partitions; nil for the cheapest partition that can be found.
+	search func(t *partitionTask, m moments) ([][]int, error)
+}
+
+// Strategies are all there are, in the order in which they are compared.
+var Strategies = []Strategy{
+	{
+		Name: "gqa", Doc: "mean of neighbouring heads (GQA, arXiv 2305.13245)",
+		key: rule{merge: meanOf, search: adjacentGroups}, value: rule{merge: meanOf, search: adjacentGroups},
+	},
+	{
+		Name: "optimal", Doc: "least error that folds: query-weighted complex keys per rotary frequency, values of full rank with the output projection, best partition",
+		key: rule{cost: bestError, merge: moments.best}, value: rule{cost: bestError, merge: moments.best},
+	},
+}
+
+// FindStrategy returns the strategy of that name.
+func FindStrategy(name string) (Strategy, error) {
+	var have []string
+	for _, s := range Strategies {
+		if s.Name == name {
+			return s, nil
+		}
+		have = append(have, s.Name)
+	}
+	return Strategy{}, fmt.Errorf("strategy %q; want one of %s", name, strings.Join(have, ", "))
+}
+
+func adjacentGroups(t *partitionTask, _ moments) ([][]int, error) { return t.neighbours(), nil }
+
+func bestError(m moments, group []int) (float64, error) { return m.bestError(group) }
+
+// GroupSizes says what groups a runtime can serve.
+type GroupSizes string
+
+// Group sizes: groups of any size, or of one.
+const (
+	AnyGroups   GroupSizes = "any"
+	EqualGroups GroupSizes = "equal"
+)
+
+// SolveOptions constrain a solution.
+type SolveOptions struct {
+	// Groups is AnyGroups when empty.
+	Groups GroupSizes
+	// Coupled asks for the same groups for keys and values; their numbers must be equal.
+	Coupled bool
+	// Nested asks that each group of the kind with more groups lies within one of the other's, so that query heads need
+	// one order only.
+	Nested bool
+}
+
+// Solution is one fused block.
+type Solution struct {
+	// Key and Value are the groups. Their weights are what fused heads are made of when Learned is nil; else shares,
+	// adding up to 1, that tell people how much of each head went in.
+	Key, Value Fusion
+	Learned    *Learned
+	// KeyError is the energy of the error of the scores (before their scale), ValueError that of the block's output,
+	// both summed over query heads and as the calibration statistics weigh them.
+	KeyError, ValueError float64
+	// Note says what the strategy could not do on this block, empty when nothing.
+	Note string
+}
+
+// KeyErrors returns the residual of the best solution with n key heads for n = 1 … KVHeads, at index n−1: the energy of
+// the error of the scores, comparable between n of one block. It is +Inf for an n that the options rule out.
+func (s Strategy) KeyErrors(p *Problem, o SolveOptions) ([]float64, error) {
+	return s.errors(p, keyKind, o)
+}
+
+// ValueErrors is the like for value heads: the energy of the error of the block's output.
+func (s Strategy) ValueErrors(p *Problem, o SolveOptions) ([]float64, error) {
+	return s.errors(p, valueKind, o)
+}
+
+func (s Strategy) errors(p *Problem, k kind, o SolveOptions) ([]float64, error) {
+	m, err := p.moments(k)
+	if err != nil {
+		return nil, fmt.Errorf("strategy %s: %w", s.Name, err)
+	}
+	out := make([]float64, m.heads())
+	for n := range out {
+		if o.Groups == EqualGroups && len(out)%(n+1) != 0 {
+			out[n] = math.Inf(1)
+			continue
+		}
+		groups, err := s.partition(p, k, single(len(out)), n+1, o)
+		if err == nil {
+			_, out[n], err = s.merge(p, k, groups)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("strategy %s: %d %s heads: %w", s.Name, n+1, k, err)
+		}
+	}
+	return out, nil
+}
+
+// Solve fuses the block to k key heads and v value heads.
+func (s Strategy) Solve(p *Problem, k, v int, o SolveOptions) (*Solution, error) {
+	sol, err := s.solve(p, k, v, o)
+	if err != nil {
+		return nil, fmt.Errorf("strategy %s: %w", s.Name, err)
+	}
+	return sol, nil
+}
+
+func (s Strategy) solve(p *Problem, k, v int, o SolveOptions) (*Solution, error) {
+	counts := [2]int{k, v}
+	var have [2]int
+	for _, kd := range []kind{keyKind, valueKind} {
+		m, err := p.moments(kd)
+		if err != nil {
+			return nil, err
+		}
+		have[kd] = m.heads()
+		switch n := counts[kd]; {
+		case n < 1 || n > have[kd]:
+			return nil, fmt.Errorf("%d %s heads; want 1 to %d", n, kd, have[kd])
+		case o.Groups == EqualGroups && have[kd]%n != 0:
+			return nil, fmt.Errorf("%d %s heads do not make %d equal groups; want one of %s", have[kd], kd, n, divisors(have[kd]))
+		}
+	}
+	if o.Groups != "" && o.Groups != AnyGroups && o.Groups != EqualGroups {
+		return nil, fmt.Errorf("groups %q; want %q or %q", o.Groups, AnyGroups, EqualGroups)
+	}
+	if o.Coupled && (k != v || have[keyKind] != have[valueKind]) {
+		return nil, fmt.Errorf("%d of %d key heads and %d of %d value heads cannot share groups; want equal numbers", k, have[keyKind], v, have[valueKind])
+	}
+	groups, err := s.partitions(p, counts, have, o)
+	if err != nil {
+		return nil, err
+	}
+	sol := &Solution{}
+	var mixtures [2][]*mixture
+	for _, kd := range []kind{keyKind, valueKind} {
+		list, e, err := s.merge(p, kd, groups[kd])
+		if err != nil {
+			return nil, fmt.Errorf("%s heads: %w", kd, err)
+		}
+		f := Fusion{Groups: groups[kd]}
+		for _, m := range list {
+			f.Weights = append(f.Weights, m.weights)
+		}
+		mixtures[kd] = list
+		if kd == keyKind {
+			sol.Key, sol.KeyError = f, e
+		} else {
+			sol.Value, sol.ValueError = f, e
+		}
+	}
+	sol.Learned = fold(p, groups[keyKind], mixtures[keyKind], groups[valueKind], mixtures[valueKind])
+	var notes []string
+	if k < have[keyKind] && p.keyNote != "" {
+		notes = append(notes, p.keyNote)
+	}
+	if v < have[valueKind] && p.valueNote != "" {
+		notes = append(notes, p.valueNote)
+	}
+	sol.Note = strings.Join(notes, "; ")
+	return sol, nil
+}
+
+// single makes an item of each of n heads.
+func single(n int) [][]int {
+	out := make([][]int, n)
+	for i := range out {
+		out[i] = []int{i}
+	}
+	return out
+}
+
+// partitions chooses the groups of both kinds.
+func (s Strategy) partitions(p *Problem, counts, have [2]int, o SolveOptions) (groups [2][][]int, err error) {
+	if o.Coupled || s.Together && counts[0] == counts[1] && have[0] == have[1] {
+		g, err := s.common(p, counts[0], o)
+		return [2][][]int{g, g}, err
+	}
+	fine, coarse := keyKind, valueKind
+	if counts[fine] < counts[coarse] {
+		fine, coarse = coarse, fine
+	}
+	if groups[fine], err = s.partition(p, fine, single(have[fine]), counts[fine], o); err != nil {
+		return groups, err
+	}
+	items := single(have[coarse])
+	if o.Nested && have[fine] == have[coarse] {
+		items = groups[fine]
+		if o.Groups == EqualGroups && len(items)%counts[coarse] != 0 {
+			return groups, fmt.Errorf("%d %s heads do not nest in %d %s heads with equal groups", counts[coarse], coarse, counts[fine], fine)
+		}
+	}
+	groups[coarse], err = s.partition(p, coarse, items, counts[coarse], o)
+	return groups, err
+}
+
+// partition chooses n groups of one kind.
+func (s Strategy) partition(p *Problem, k kind, items [][]int, n int, o SolveOptions) ([][]int, error) {
+	m, err := p.moments(k)
+	if err != nil {
+		return nil, err
+	}
+	r := s.rule(k)
+	t := &partitionTask{items: items, n: n, equal: o.Groups == EqualGroups, seed: p.Seed, cost: func(group []int) (float64, error) {
+		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(m, group) })
+	}}
+	return s.run(p, t, m, r, k.String())
+}
+
+// common chooses n groups for both kinds at once: a group costs what it loses of either, each as a share of what one group
+// of all heads would lose.
+func (s Strategy) common(p *Problem, n int, o SolveOptions) ([][]int, error) {
+	km, err := p.moments(keyKind)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := p.moments(valueKind)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]int, km.heads())
+	for i := range all {
+		all[i] = i
+	}
+	cost := func(k kind, m moments, group []int) (float64, error) {
+		r := s.rule(k)
+		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(m, group) })
+	}
+	var unit [2]float64
+	if s.key.cost != nil {
+		for k, m := range map[kind]moments{keyKind: km, valueKind: vm} {
+			x, err := cost(k, m, all)
+			if err != nil {
+				return nil, err
+			}
+			if unit[k] = math.Abs(x); unit[k] == 0 {
+				unit[k] = 1
+			}
+		}
+	}
+	t := &partitionTask{items: single(len(all)), n: n, equal: o.Groups == EqualGroups, seed: p.Seed, cost: func(group []int) (float64, error) {
+		a, err := cost(keyKind, km, group)
+		if err != nil {
+			return 0, err
+		}
+		b, err := cost(valueKind, vm, group)
+		return a/unit[keyKind] + b/unit[valueKind], err
+	}}
+	return s.run(p, t, km, s.key, "both")
+}
+
+// run searches, keeping what is exact for all numbers of groups at once.
+func (s Strategy) run(p *Problem, t *partitionTask, m moments, r rule, what string) ([][]int, error) {
+	if r.search != nil {
+		items, err := r.search(t, m)
+		if err != nil {
+			return nil, err
+		}
+		return t.groups(items), nil
+	}
+	h := len(t.items)
+	if h > exactHeads || h < m.heads() || t.n == 1 || t.n == h {
+		items, err := t.search()
+		if err != nil {
+			return nil, err
+		}
+		return t.groups(items), nil
+	}
+	key := fmt.Sprint(s.Name, what, t.equal)
+	p.mu.Lock()
+	all, ok := p.partitions[key]
+	p.mu.Unlock()
+	if !ok {
+		var err error
+		if all, err = t.exactPartitions(h); err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		p.partitions[key] = all
+		p.mu.Unlock()
+	}
+	return t.groups(all[t.n-1]), nil
+}
+
+func (s Strategy) rule(k kind) rule {
+	if k == keyKind {
+		return s.key
+	}
+	return s.value
+}
+
+// merge fuses the groups of one kind and adds up their residuals.
+func (s Strategy) merge(p *Problem, k kind, groups [][]int) ([]*mixture, float64, error) {
+	m, err := p.moments(k)
+	if err != nil {
+		return nil, 0, err
+	}
+	out, total := make([]*mixture, len(groups)), 0.0
+	for i, g := range groups {
+		if !slices.IsSorted(g) {
+			return nil, 0, fmt.Errorf("group %v is not in order", g)
+		}
+		if out[i], err = s.rule(k).merge(m, g); err != nil {
+			return nil, 0, err
+		}
+		e, err := m.residual(g, out[i])
+		if err != nil {
+			return nil, 0, err
+		}
+		total += e
+	}
+	return out, total, nil
+}
