@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 
 	"gonum.org/v1/gonum/mat"
 
@@ -165,6 +164,7 @@ func (c *collector) add(i int, seq int) (layout, error) {
 	l.n = n
 	c.b.sum(l.name("input"), c.b.gram(l.name("x"), x, 2), int64(n), int64(n))
 	c.count(l.name("tokens"), x, mask)
+	c.mean(l.name("mean"), x, n)
 	if block.Query.Projection.Input != block.Key.Projection.Input {
 		q, m, err := c.inputRows(l.name("q"), block.Query.Projection, c.tokens, one)
 		if err != nil {
@@ -190,6 +190,15 @@ func (c *collector) count(name string, rows, mask *graph.Value) {
 		mask = c.b.op("Gather", name+"/length", []*graph.Value{shape, c.b.ints(name+"/first", 0)}, graph.IntAttr("axis", 0))
 	}
 	c.b.total(name, c.b.cast(mask, onnxpb.TensorProto_FLOAT))
+}
+
+// mean adds up rows [tokens, n].
+func (c *collector) mean(name string, rows *graph.Value, n int) {
+	shape := c.b.op("Shape", name+"/shape", []*graph.Value{rows})
+	length := c.b.op("Gather", name+"/length", []*graph.Value{shape, c.b.ints(name+"/first", 0)}, graph.IntAttr("axis", 0))
+	dims := c.b.op("Concat", name+"/dims", []*graph.Value{c.b.ints(name+"/1", 1), length}, graph.IntAttr("axis", 0))
+	ones := c.b.op("ConstantOfShape", name+"/ones", []*graph.Value{dims}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1})))
+	c.b.sum(name, c.b.op("MatMul", name+"/sum", []*graph.Value{ones, rows}), 1, int64(n))
 }
 
 // strideFor returns the stride over queries with which the attended statistics of a block cost at most attendedShare of
@@ -298,6 +307,10 @@ func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 	if s.Input, err = symmetric(p.matrix(l.name("input")), l.n, s.Tokens); err != nil {
 		return nil, err
 	}
+	s.Mean = p.matrix(l.name("mean"))
+	for i := range s.Mean {
+		s.Mean[i] /= s.Tokens
+	}
 	query := s.Input
 	if l.query > 0 {
 		if query, err = symmetric(p.matrix(l.name("query")), l.query, p.matrix(l.name("queries"))[0]); err != nil {
@@ -322,7 +335,7 @@ func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.Attended = slices.Repeat([]*mat.SymDense{m}, w.Heads)
+		s.Attended = []*mat.SymDense{m}
 	}
 	return s, nil
 }

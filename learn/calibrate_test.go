@@ -176,6 +176,11 @@ func TestStatistics(t *testing.T) {
 					if s.Tokens != r.tokens {
 						t.Errorf("block %d: %g tokens, want %g", block, s.Tokens, r.tokens)
 					}
+					for i, x := range r.mean {
+						if math.Abs(s.Mean[i]-x) > 1e-5*math.Sqrt(r.input[i*len(r.mean)+i]) {
+							t.Fatalf("block %d mean %d: %g, want %g", block, i, s.Mean[i], x)
+						}
+					}
 					same(t, fmt.Sprintf("block %d input", block), s.Input.RawSymmetric().Data, r.input, k.layouts[n].n)
 					if len(s.Query) != w.Heads || len(s.Attended) != w.Heads {
 						t.Fatalf("%d query and %d attended statistics for %d heads", len(s.Query), len(s.Attended), w.Heads)
@@ -208,7 +213,7 @@ func same(t *testing.T, what string, got, want []float64, n int) {
 
 type referenceStats struct {
 	tokens          float64
-	input           []float64
+	input, mean     []float64
 	query, attended [][]float64
 }
 
@@ -219,7 +224,7 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 	if l.Blocks[block].Kind == attention.Cross {
 		keyMask = "encoder_attention_mask"
 	}
-	r := &referenceStats{input: make([]float64, n*n)}
+	r := &referenceStats{input: make([]float64, n*n), mean: make([]float64, n)}
 	for range w.Heads {
 		r.query = append(r.query, make([]float64, w.HeadDim*w.HeadDim))
 		r.attended = append(r.attended, make([]float64, n*n))
@@ -273,6 +278,9 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 				if shown(keyMask, e, s, T) {
 					r.tokens++
 					outer(r.input, x(e, s))
+					for d, y := range x(e, s) {
+						r.mean[d] += y
+					}
 				}
 			}
 			for s := range S {
@@ -319,6 +327,7 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 		}
 	}
 	divide(r.input, r.tokens)
+	divide(r.mean, r.tokens)
 	for h := range w.Heads {
 		divide(r.query[h], queries)
 		divide(r.attended[h], rows)

@@ -84,16 +84,17 @@ func (l *Lab) Close() error {
 
 // bench is one copy of the model on which measuring nodes are set up.
 type bench struct {
-	lab    *Lab
-	m      *graph.Model
-	g      *graph.Graph
-	blocks []*attention.Block
-	facts  *graph.Facts
-	depend map[*graph.Value]bool        // values that the weights of forked blocks change
-	clones map[*graph.Value]*graph.Value // their counterparts in the second branch
-	origin map[*graph.Value]*graph.Value // and back
-	slots  map[operand]*graph.Value      // weight operands of forked blocks → graph inputs
-	sums   map[string][]int64            // accumulators and their shapes
+	lab     *Lab
+	m       *graph.Model
+	g       *graph.Graph
+	blocks  []*attention.Block
+	facts   *graph.Facts
+	outputs []*graph.Value                // of the model; a copy starts without any
+	depend  map[*graph.Value]bool         // values that the weights of forked blocks change
+	clones  map[*graph.Value]*graph.Value // their counterparts in the second branch
+	origin  map[*graph.Value]*graph.Value // and back
+	slots   map[operand]*graph.Value      // weight operands of forked blocks → graph inputs
+	sums    map[string][]int64            // accumulators and their shapes
 }
 
 // operand is one input of a node.
@@ -117,6 +118,7 @@ func (l *Lab) bench() (*bench, error) {
 		depend: map[*graph.Value]bool{}, clones: map[*graph.Value]*graph.Value{}, origin: map[*graph.Value]*graph.Value{},
 		slots: map[operand]*graph.Value{}, sums: map[string][]int64{},
 	}
+	b.outputs = slices.Clone(b.g.Outputs)
 	b.g.ClearOutputs()
 	return b, nil
 }

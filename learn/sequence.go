@@ -1,0 +1,263 @@
+package learn
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+	"onnx-dha/ort"
+)
+
+// Sequence compresses the blocks of a model one after the other: each is calibrated on what the compressed blocks before
+// it give, and its output projection is refitted to what the original's residual stream has after it.
+type Sequence struct {
+	Lab      *Lab
+	Strategy fusion.Strategy
+	Options  fusion.SolveOptions
+	Batches  []Batch // to calibrate on
+	Refit    bool    // of the output projections
+	Seed     uint64
+	Step     func() // called after every run of the model; may be nil
+
+	length       int
+	calibrations map[int]*calibration
+	refits       map[int]*refit
+	own          map[int]Slots // of the original weights
+}
+
+// Layer is one compressed block.
+type Layer struct {
+	Choice   fusion.Choice
+	Solution *fusion.Solution // nil for a block that stays as it is
+	Plan     *fusion.BlockPlan
+	Slots    Slots
+}
+
+// Start prepares a sequence.
+func (s *Sequence) Start() error {
+	s.calibrations, s.refits = map[int]*calibration{}, map[int]*refit{}
+	for _, b := range s.Batches {
+		s.length = max(s.length, b.Length)
+	}
+	all := map[int]*fusion.BlockPlan{}
+	for _, i := range s.Lab.Open() {
+		all[i] = nil
+	}
+	var err error
+	s.own, err = s.Lab.slots(all)
+	return err
+}
+
+// Close frees the sessions.
+func (s *Sequence) Close() {
+	for _, c := range s.calibrations {
+		c.close()
+	}
+	for _, r := range s.refits {
+		r.close()
+	}
+	s.calibrations, s.refits = nil, nil
+}
+
+func (s *Sequence) step() {
+	if s.Step != nil {
+		s.Step()
+	}
+}
+
+// Open lists the blocks that can be rewritten.
+func (l *Lab) Open() []int {
+	var out []int
+	for i, b := range l.Blocks {
+		if b.Fixed == "" {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// all merges the weights of the layers that are done with the original ones of the others.
+func (s *Sequence) all(done map[int]*Layer) Slots {
+	out := Slots{}
+	for i, own := range s.own {
+		if l := done[i]; l != nil && l.Slots != nil {
+			own = l.Slots
+		}
+		maps.Copy(out, own)
+	}
+	return out
+}
+
+// normed reports whether a norm of each head follows a projection: what is folded into its weights does not pass it.
+func normed(p *attention.Path) bool {
+	for w := range p.Wires {
+		if slices.ContainsFunc(w.Users(), func(u graph.Use) bool {
+			return u.Node != nil && (u.Node.OpType == "Pow" || strings.HasPrefix(u.Node.OpType, "Reduce") || strings.HasSuffix(u.Node.OpType, "Normalization"))
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// Problem calibrates block i on the layers that are done and returns what is to be solved there.
+func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fusion.Problem, error) {
+	c := s.calibrations[i]
+	if c == nil {
+		var err error
+		if c, err = s.Lab.calibration(i, s.length, i); err != nil {
+			return nil, err
+		}
+		s.calibrations[i] = c
+	}
+	stats, err := c.collect(ctx, s.Batches, s.all(done), s.step)
+	if err != nil {
+		return nil, err
+	}
+	b := s.Lab.Blocks[i]
+	return &fusion.Problem{W: s.Lab.Weights[i], S: stats[0], KeyNorm: normed(b.Key) || normed(b.Query), Seed: s.Seed}, nil
+}
+
+// Layer compresses block i to the numbers of heads asked for, after the layers that are done; p is its problem there.
+func (s *Sequence) Layer(ctx context.Context, i int, c fusion.Choice, p *fusion.Problem, done map[int]*Layer) (*Layer, error) {
+	b := s.Lab.Blocks[i]
+	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}}
+	if c.Key < b.KVHeads || c.Value < b.ValueHeads {
+		var err error
+		if l.Solution, err = s.Strategy.Solve(p, c.Key, c.Value, s.Options); err != nil {
+			return nil, fmt.Errorf("block %q: %w", b.Name, err)
+		}
+		l.Plan.Key, l.Plan.Value, l.Plan.Learned = l.Solution.Key, l.Solution.Value, l.Solution.Learned
+	} else if len(done) == 0 {
+		l.Slots = s.own[i]
+		return l, nil
+	}
+	if err := s.tie(i, l); err != nil {
+		return nil, err
+	}
+	if s.Refit && b.Output != nil {
+		if err := s.refit(ctx, i, l, done); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// tie makes the weights of a layer for the second branch.
+func (s *Sequence) tie(i int, l *Layer) error {
+	slots, err := s.Lab.slots(map[int]*fusion.BlockPlan{i: l.Plan})
+	if err != nil {
+		return err
+	}
+	l.Slots = slots[i]
+	return nil
+}
+
+func (s *Sequence) refit(ctx context.Context, i int, l *Layer, done map[int]*Layer) error {
+	r := s.refits[i]
+	if r == nil {
+		var err error
+		if r, err = s.Lab.refit(i); err != nil {
+			return err
+		}
+		s.refits[i] = r
+	}
+	with := maps.Clone(done)
+	if with == nil {
+		with = map[int]*Layer{}
+	}
+	with[i] = l
+	output, bias, err := r.solve(ctx, s.Batches, s.all(with), l.Plan.Learned, s.step)
+	if err != nil {
+		return err
+	}
+	learned := fusion.Learned{}
+	if l.Plan.Learned != nil {
+		learned = *l.Plan.Learned
+	}
+	learned.Output, learned.OutputBias = output, bias
+	l.Plan.Learned = &learned
+	return s.tie(i, l)
+}
+
+// Run compresses every block, to the choice of each (in the order of Open). Layers that are kept from an earlier run
+// with the same choices before them are taken over: keep holds the first of them.
+func (s *Sequence) Run(ctx context.Context, choices []fusion.Choice, keep []*Layer, finished func(i int, l *Layer) error) ([]*Layer, error) {
+	done := map[int]*Layer{}
+	var out []*Layer
+	same := true
+	for n, i := range s.Lab.Open() {
+		same = same && n < len(keep) && keep[n] != nil && keep[n].Choice == choices[n]
+		if same {
+			done[i] = keep[n]
+			out = append(out, keep[n])
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		p, err := s.Problem(ctx, i, changed(done))
+		if err != nil {
+			return nil, err
+		}
+		l, err := s.Layer(ctx, i, choices[n], p, changed(done))
+		if err != nil {
+			return nil, err
+		}
+		done[i] = l
+		out = append(out, l)
+		if finished != nil {
+			if err := finished(n, l); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// changed leaves out the layers that have their original weights.
+func changed(done map[int]*Layer) map[int]*Layer {
+	out := map[int]*Layer{}
+	for i, l := range done {
+		if l.Plan.Learned != nil || l.Solution != nil {
+			out[i] = l
+		}
+	}
+	return out
+}
+
+// Judge measures a set of layers against the original.
+type Judge struct {
+	meter      *meter
+	batches    []Batch
+	references []*ort.Tensor
+}
+
+// Judge prepares the comparison on some batches.
+func (l *Lab) Judge(ctx context.Context, batches []Batch) (*Judge, error) {
+	refs, err := l.references(ctx, batches)
+	if err != nil {
+		return nil, err
+	}
+	m, err := l.meter(batches[0], refs != nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Judge{m, batches, refs}, nil
+}
+
+// Close frees the session.
+func (j *Judge) Close() { j.meter.close() }
+
+// Measure returns the quality of the original and of the model with the given weights.
+func (j *Judge) Measure(ctx context.Context, slots Slots, step func()) (original, now Quality, err error) {
+	if step == nil {
+		step = func() {}
+	}
+	return j.meter.measure(ctx, j.batches, slots, j.references, step)
+}
