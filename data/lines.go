@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"strconv"
+
+	"onnx-dha/data/tokenizer"
 )
 
 func readLines(path string, o Options) (*Set, error) {
@@ -19,7 +21,7 @@ func readLines(path string, o Options) (*Set, error) {
 	defer f.Close()
 	var t Tokenizer
 	if o.Tokenizer != "" {
-		if t, err = OpenTokenizer(o.Tokenizer); err != nil {
+		if t, err = tokenizer.Open(o.Tokenizer); err != nil {
 			return nil, err
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // Options say how a source is read and cut into samples. The zero value takes everything for training, text in windows
 // of DefaultSeqLen tokens.
 type Options struct {
-	// Tokenizer is the path of what turns text into token ids, see OpenTokenizer. Only text needs one.
+	// Tokenizer is the path of what turns text into token ids, see tokenizer.Open. Only text needs one.
 	Tokenizer string
 	// Bare leaves out the special tokens that the tokenizer puts around a text, such as BOS or [CLS] … [SEP].
 	// Otherwise every sample of a text has them, inside its SeqLen tokens.

@@ -6,13 +6,15 @@ import (
 	"os"
 	"strings"
 	"unicode/utf8"
+
+	"onnx-dha/data/tokenizer"
 )
 
 func readText(path string, o Options) (*Set, error) {
 	if o.Tokenizer == "" {
 		return nil, errors.New("it is read as text, which needs a tokenizer")
 	}
-	t, err := OpenTokenizer(o.Tokenizer)
+	t, err := tokenizer.Open(o.Tokenizer)
 	if err != nil {
 		return nil, err
 	}
