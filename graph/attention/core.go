@@ -11,33 +11,34 @@ import (
 // newHeadTracer starts a walk at the output of a product, [batch…, rows, cols]: at every batch position (and row, when id
 // has one entry for each) the label of head id[position], or of head and column together when columns are channels to be
 // told apart.
-func newHeadTracer(f *graph.Facts, source *graph.Value, batch, id []int, rows, cols int, channels bool) *tracer {
-	s := &sample{shape: append(slices.Clone(batch), rows, cols), stored: append(slices.Clone(batch), 1, 1), scale: 1}
-	if len(id) > product(batch) {
-		s.stored[len(batch)] = rows
-	}
-	each := 1
-	if channels {
-		each = cols
-		s.stored[len(batch)+1] = cols
-	}
-	for _, h := range id {
-		for c := range each {
-			s.data = append(s.data, int32(h*each+c)+1)
+func newHeadTracer(f *survey, start *graph.Value, batch, id []int, rows, cols int, channels bool) *tracer {
+	key := appendInts([]byte{'h'}, rows, cols, len(batch))
+	key = appendInts(appendInts(appendFlags(key, channels), batch...), id...)
+	src := remember(f.sources, string(key), func() source {
+		s := &sample{shape: append(slices.Clone(batch), rows, cols), stored: append(slices.Clone(batch), 1, 1), scale: 1}
+		if len(id) > product(batch) {
+			s.stored[len(batch)] = rows
 		}
-	}
-	return &tracer{facts: f, source: source, labels: newLabels((slices.Max(id) + 1) * each), memo: map[*graph.Value]*sample{source: s.compact()}}
+		each := 1
+		if channels {
+			each = cols
+			s.stored[len(batch)+1] = cols
+		}
+		for _, h := range id {
+			for c := range each {
+				s.data = append(s.data, int32(h*each+c)+1)
+			}
+		}
+		return source{s.compact(), newLabels((slices.Max(id) + 1) * each)}
+	})
+	return &tracer{facts: f, source: start, labels: src.labels, memo: map[*graph.Value]*sample{start: src.sample}}
 }
 
 // scores follows the query heads from the first product to the second: where they lie on every wire, how the mask
 // enters, which inputs differ from head to head. It returns the probabilities' labels at the second product.
-func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (*sample, *labels, *stop) {
+func (b *Block) scores(f *survey, qid []int, batch []int, rows, cols int) (*sample, *labels, *stop) {
 	b.Scores = map[*graph.Value]Layout{}
 	b.Mask = NoMask
-	heads := make([][]int, b.Heads) // a label is a head
-	for h := range heads {
-		heads[h] = []int{h}
-	}
 	walk := func(t *tracer, to *graph.Value, before bool) *stop {
 		s := t.at(to)
 		if s == nil {
@@ -46,7 +47,7 @@ func (b *Block) scores(f *graph.Facts, qid []int, batch []int, rows, cols int) (
 			}
 			return &stop{to.Producer, to, "the scores lose their heads on the way to the second product"}
 		}
-		owners := newOwners(t.labels, b.Heads, heads)
+		owners := t.blocks(b.Heads, 1)
 		note := func(v *graph.Value, n *graph.Node) *stop {
 			l, ok := owners.layout(t.memo[v])
 			if !ok || !l.Pure {
@@ -208,7 +209,7 @@ func triangle(c *graph.Tensor) bool {
 
 // output follows the context heads from the second product to the output projection. It stays nil when something else
 // reads them, when they go elsewhere, or when constants on the way differ from head to head.
-func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
+func (b *Block) output(f *survey, pid, batch []int, rowCount int) {
 	t := newHeadTracer(f, b.PV.Out[0], batch, pid, rowCount, b.ValueDim, true)
 	var found *Projection
 	wires := []*graph.Value{b.PV.Out[0]}
@@ -264,11 +265,7 @@ func (b *Block) output(f *graph.Facts, pid, batch []int, rowCount int) {
 		}
 		rows[int(set[0])/b.ValueDim][int(set[0])%b.ValueDim] = r
 	}
-	channels := make([][]int, b.Heads)
-	for h := range channels {
-		channels[h] = span(h*b.ValueDim, (h+1)*b.ValueDim, 1)
-	}
-	owners := newOwners(t.labels, b.Heads*b.ValueDim, channels)
+	owners := t.blocks(b.Heads, b.ValueDim)
 	o := &Output{Bias: outputBias(found), Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
 	for _, w := range wires {
 		l, ok := owners.layout(t.memo[w])
@@ -313,7 +310,7 @@ func outputBias(p *Projection) *Side {
 }
 
 // caches finds the pasts and presents of keys and values, and makes sure that nothing else reads what a fusion changes.
-func (b *Block) caches(f *graph.Facts, kt, vt *tracer) *stop {
+func (b *Block) caches(f *survey, kt, vt *tracer) *stop {
 	own := map[*graph.Node]bool{b.QK: true, b.PV: true}
 	for _, p := range []*Path{b.Query, b.Key, b.Value} {
 		for _, n := range p.Nodes {
@@ -331,7 +328,7 @@ func (b *Block) caches(f *graph.Facts, kt, vt *tracer) *stop {
 }
 
 // cache looks for a Concat with something from a graph input and for branches to graph outputs.
-func (p *Path) cache(f *graph.Facts, t *tracer, own map[*graph.Node]bool, what string) (*Cache, *stop) {
+func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string) (*Cache, *stop) {
 	c := &Cache{PastAxis: -1, PastSeq: -1, PresentAxis: -1, Repeat: 1}
 	for _, n := range p.Nodes {
 		if !n.Is("Concat") {
@@ -392,7 +389,7 @@ func (p *Path) cache(f *graph.Facts, t *tracer, own map[*graph.Node]bool, what s
 					if o == nil || s == nil {
 						continue
 					}
-					ol, ok := newOwners(t.labels, p.Projection.Columns, p.Columns).layout(s)
+					ol, ok := t.owners(p.Projection.Columns, p.Columns).layout(s)
 					if n.Is("Concat") && (!ok || !ol.Pure) {
 						// Keys and values in one tensor: the heads keep their axis.
 						ol, ok = Layout{Axis: l.Axis, Outer: l.Outer, Heads: l.Heads, Repeat: l.Repeat, Inner: l.Inner}, true
@@ -420,7 +417,7 @@ func (p *Path) cache(f *graph.Facts, t *tracer, own map[*graph.Node]bool, what s
 }
 
 // past follows the other input of a Concat back to a graph input.
-func (c *Cache) past(f *graph.Facts, concat *graph.Node, x *graph.Value, l Layout, what string) *stop {
+func (c *Cache) past(f *survey, concat *graph.Node, x *graph.Value, l Layout, what string) *stop {
 	if c.Past != nil {
 		return &stop{concat, x, fmt.Sprintf("%s are joined with two pasts", what)}
 	}

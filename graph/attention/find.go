@@ -3,10 +3,8 @@ package attention
 import (
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 
 	"onnx-dha/graph"
 )
@@ -27,20 +25,20 @@ var fused = map[string]bool{
 // Report.Unsupported with the place and the reason; none is guessed at and none is left out.
 func Find(m *graph.Model) *Report {
 	r := &Report{Facts: graph.Infer(m.Graph)}
-	cores := cores(r.Facts, m.Graph)
+	f := newSurvey(r.Facts)
 	for _, n := range m.Graph.Nodes {
 		switch {
 		case fused[opName(n)]:
 			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), fmt.Sprintf("the fused operator %s is not supported yet", opName(n)), true})
 		case n.Is("Softmax"):
-			c := cores[n]
-			if c.stop == nil {
-				r.Blocks = append(r.Blocks, c.block)
+			b, st, attention := core(f, n)
+			if st == nil {
+				r.Blocks = append(r.Blocks, b)
 				continue
 			}
-			u := Unsupported{Node: n, At: c.stop.node, Why: c.stop.why, Attention: c.attention}
-			if c.stop.wire != nil {
-				u.Wire = c.stop.wire.Name
+			u := Unsupported{Node: n, At: st.node, Why: st.why, Attention: attention}
+			if st.wire != nil {
+				u.Wire = st.wire.Name
 			}
 			if u.At == nil {
 				u.At = n
@@ -61,45 +59,6 @@ func Find(m *graph.Model) *Report {
 	}
 	name(r.Blocks)
 	return r
-}
-
-// found is what core says of a softmax.
-type found struct {
-	block     *Block
-	stop      *stop
-	attention bool
-}
-
-// cores describes what is around every softmax of g, as many at once as there are processors. Describing only reads: what
-// Value.Const would note about Constant nodes Infer has had noted already.
-func cores(f *graph.Facts, g *graph.Graph) map[*graph.Node]found {
-	var softmaxes []*graph.Node
-	for _, n := range g.Nodes {
-		if n.Is("Softmax") {
-			softmaxes = append(softmaxes, n)
-		}
-	}
-	results := make([]found, len(softmaxes))
-	next := make(chan int)
-	var workers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(softmaxes)) {
-		workers.Go(func() {
-			for i := range next {
-				r := &results[i]
-				r.block, r.stop, r.attention = core(f, softmaxes[i])
-			}
-		})
-	}
-	for i := range softmaxes {
-		next <- i
-	}
-	close(next)
-	workers.Wait()
-	of := map[*graph.Node]found{}
-	for i, n := range softmaxes {
-		of[n] = results[i]
-	}
-	return of
 }
 
 func firstOutput(n *graph.Node) string {
@@ -131,7 +90,7 @@ func spelledSoftmax(n *graph.Node) bool {
 }
 
 // core describes the attention block around a softmax. attention is false when the softmax is certainly no attention.
-func core(f *graph.Facts, sm *graph.Node) (b *Block, st *stop, attention bool) {
+func core(f *survey, sm *graph.Node) (b *Block, st *stop, attention bool) {
 	x := sm.Input(0)
 	if x == nil || len(sm.Out) == 0 || sm.Out[0] == nil {
 		return nil, &stop{sm, nil, "the softmax has no input or output"}, false
@@ -179,7 +138,7 @@ func core(f *graph.Facts, sm *graph.Node) (b *Block, st *stop, attention bool) {
 	return nil, &stop{blocks[1].QK, blocks[1].QK.Out[0], "the scores are a sum of several products with heads (disentangled attention); not supported yet"}, true
 }
 
-func isProjection(f *graph.Facts, n *graph.Node) bool {
+func isProjection(f *survey, n *graph.Node) bool {
 	_, ok := projectionOf(f, n)
 	return ok
 }
@@ -278,7 +237,7 @@ func productBelow(v *graph.Value) (pv, through *graph.Node) {
 }
 
 // describe follows the head axis from the two products to the projections.
-func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
+func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	b := &Block{QK: qk, Softmax: sm, PV: pv, Scale: math.NaN()}
 	q, qt, qs, st := follow(f, qk.In[0], "queries")
 	if st != nil {
@@ -303,11 +262,11 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 	if r := len(qs.shape) - 2; qs.stored[r] > 1 {
 		rows, b.Fixed = qs.shape[r], stackedAlready
 	}
-	qid, qcols, why := heads(qt, headSets(qt, qs, batch, rows))
+	qid, qcols, why := qt.heads(qs, batch, rows)
 	if why != "" {
 		return nil, &stop{qk, qk.In[0], "queries: " + why}
 	}
-	kid, kcols, why := heads(kt, headSets(kt, ks, batch, 0))
+	kid, kcols, why := kt.heads(ks, batch, 0)
 	if why != "" {
 		return nil, &stop{qk, qk.In[1], "keys: " + why}
 	}
@@ -338,7 +297,7 @@ func describe(f *graph.Facts, qk, sm, pv *graph.Node) (*Block, *stop) {
 		}
 		pid = append(pid, int(id)-1)
 	}
-	vid, vcols, why := heads(vt, headSets(vt, vs, vbatch, 0))
+	vid, vcols, why := vt.heads(vs, vbatch, 0)
 	if why != "" {
 		return nil, &stop{pv, pv.In[1], "values: " + why}
 	}
@@ -417,25 +376,20 @@ func readers(qid, kid []int, heads int) ([]int, string) {
 }
 
 func overlap(a, b *Path) bool {
-	in := map[int]bool{}
+	in := make([]bool, a.Projection.Columns)
 	for _, cols := range a.Columns {
 		for _, c := range cols {
 			in[c] = true
 		}
 	}
-	for _, cols := range b.Columns {
-		for _, c := range cols {
-			if in[c] {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(b.Columns, func(cols []int) bool {
+		return slices.ContainsFunc(cols, func(c int) bool { return in[c] })
+	})
 }
 
 // mixes looks at the statistics of normalisations on the path, which the plain walk does not follow: a norm of each head
 // by itself is fine, one that looks at several heads would change with them.
-func (p *Path) mixes(f *graph.Facts, what string) *stop {
+func (p *Path) mixes(f *survey, what string) *stop {
 	t, err := newTracer(f, p.Projection.Output, -1, true)
 	if err != nil {
 		return &stop{p.Projection.Node, p.Projection.Output, err.Error()}
@@ -453,7 +407,7 @@ func (p *Path) mixes(f *graph.Facts, what string) *stop {
 	if s == nil {
 		return &stop{p.Operand.Producer, p.Operand, what + " lose their heads in a normalisation"}
 	}
-	owners := newOwners(t.labels, p.Projection.Columns, p.Columns)
+	owners := t.owners(p.Projection.Columns, p.Columns)
 	if _, ok := owners.layout(s); !ok {
 		return &stop{p.Operand.Producer, p.Operand, what + " pass a normalisation that looks at all heads together, which no fusion of heads leaves exact"}
 	}
@@ -493,14 +447,24 @@ func base(v *graph.Value) *graph.Value {
 
 // rotary reads the pairing of channels off the labels of the key operand: a rotated channel depends on two columns.
 func rotary(t *tracer, s *sample, columns [][]int) Rotary {
+	return remember(t.facts.rotaries, rotaryKey{s, &columns[0]}, func() Rotary { return pairing(t.labels, s, columns[0]) })
+}
+
+// rotaryKey is what rotary reads the pairing off.
+type rotaryKey struct {
+	*sample
+	columns *[]int
+}
+
+func pairing(l *labels, s *sample, columns []int) Rotary {
 	rank := map[int32]int{}
-	for c, col := range columns[0] {
+	for c, col := range columns {
 		rank[int32(col)] = c
 	}
 	r := Rotary{Kind: NoRotary}
 	partners := map[int]int{}
 	for _, id := range s.data {
-		set := t.labels.set(id)
+		set := l.set(id)
 		if len(set) != 2 {
 			continue
 		}

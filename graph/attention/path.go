@@ -14,7 +14,7 @@ var quantised = map[string]bool{
 }
 
 // projectionOf describes n when it multiplies activations by a constant weight.
-func projectionOf(f *graph.Facts, n *graph.Node) (*Projection, bool) {
+func projectionOf(f *survey, n *graph.Node) (*Projection, bool) {
 	if !n.Is("MatMul") && !n.Is("Gemm") || len(n.In) < 2 || n.In[0] == nil || n.In[1] == nil || n.In[0].Const() != nil || len(n.Out) == 0 {
 		return nil, false
 	}
@@ -65,7 +65,7 @@ func constantBehind(n *graph.Node, i int) (c *graph.Value, reader *graph.Node, o
 
 // origins walks back from v through the operators of the table to the projections that it comes from, and the places
 // where it could go no further.
-func origins(f *graph.Facts, v *graph.Value) (found []*Projection, stops []stop) {
+func origins(f *survey, v *graph.Value) (found []*Projection, stops []stop) {
 	seen := map[*graph.Value]bool{}
 	var walk func(v *graph.Value)
 	walk = func(v *graph.Value) {
@@ -100,7 +100,7 @@ func origins(f *graph.Facts, v *graph.Value) (found []*Projection, stops []stop)
 }
 
 // whyStopped says in words why a walk cannot pass n.
-func whyStopped(f *graph.Facts, n *graph.Node) string {
+func whyStopped(f *survey, n *graph.Node) string {
 	switch {
 	case quantised[n.OpType]:
 		return fmt.Sprintf("the projection is quantised (%s); quantised weights are not supported yet", opName(n))
@@ -141,17 +141,34 @@ func headSets(t *tracer, s *sample, batch []int, rows int) []int32 {
 	return t.labels.reduce(s, axes, true).spread(stored)
 }
 
-// heads numbers distinct sets in the order of their first columns. It fails when sets overlap without being equal, when
-// one is empty, or when they differ in size.
-func heads(t *tracer, sets []int32) (id []int, columns [][]int, why string) {
+// headList is the result of heads.
+type headList struct {
+	id      []int
+	columns [][]int
+	why     string
+}
+
+// heads numbers the head sets of a product operand in the order of their first columns: the head at every position, and
+// the columns of every head. It fails when sets overlap without being equal, when one is empty, or when they differ in
+// size.
+func (t *tracer) heads(s *sample, batch []int, rows int) (id []int, columns [][]int, why string) {
+	key := appendInts(appendInts(nil, t.facts.id(s), rows), batch...)
+	h := remember(t.facts.heads, string(key), func() (h headList) {
+		h.id, h.columns, h.why = headColumns(t.labels, headSets(t, s, batch, rows))
+		return h
+	})
+	return h.id, h.columns, h.why
+}
+
+func headColumns(l *labels, sets []int32) (id []int, columns [][]int, why string) {
 	distinct := slices.Clone(sets)
-	slices.SortFunc(distinct, func(a, b int32) int { return slices.Compare(t.labels.set(a), t.labels.set(b)) })
+	slices.SortFunc(distinct, func(a, b int32) int { return slices.Compare(l.set(a), l.set(b)) })
 	number := map[int32]int{}
-	owner := make([]int, t.labels.n) // of a column: the head it belongs to, and one more
+	owner := make([]int, l.n) // of a column: the head it belongs to, and one more
 	for h, set := range slices.Compact(distinct) {
 		number[set] = h
-		cols := make([]int, 0, len(t.labels.set(set)))
-		for _, c := range t.labels.set(set) {
+		cols := make([]int, 0, len(l.set(set)))
+		for _, c := range l.set(set) {
 			if other := owner[c]; other > 0 {
 				return nil, nil, fmt.Sprintf("column %d of the projection belongs to heads %d and %d", c, other-1, h)
 			}
@@ -177,18 +194,52 @@ type owners struct {
 	labels *labels
 	of     []int32 // the head of each column, foreign for columns of other parts
 	count  int     // heads
+
+	layouts map[*sample]placement
+	extents map[*sample][]Extent
 }
 
-// newOwners inverts columns, which lists those of each head out of n.
-func newOwners(l *labels, n int, columns [][]int) *owners {
-	o := &owners{labels: l, of: make([]int32, n), count: len(columns)}
+// placement is the result of layout.
+type placement struct {
+	Layout
+	ok bool
+}
+
+// ownersKey is what owners are made of: columns that heads returned, or as many for each head in order.
+type ownersKey struct {
+	*labels
+	columns   *[]int
+	heads, of int
+}
+
+// owners inverts columns, which heads returned, out of n.
+func (t *tracer) owners(n int, columns [][]int) *owners {
+	return remember(t.facts.owners, ownersKey{t.labels, &columns[0], len(columns), n}, func() *owners {
+		o := newOwners(t.labels, n, len(columns))
+		for h, cols := range columns {
+			for _, c := range cols {
+				o.of[c] = int32(h)
+			}
+		}
+		return o
+	})
+}
+
+// blocks are the owners of labels that number the channels of one head after the other.
+func (t *tracer) blocks(heads, channels int) *owners {
+	return remember(t.facts.owners, ownersKey{t.labels, nil, heads, channels}, func() *owners {
+		o := newOwners(t.labels, heads*channels, heads)
+		for c := range o.of {
+			o.of[c] = int32(c / channels)
+		}
+		return o
+	})
+}
+
+func newOwners(l *labels, n, heads int) *owners {
+	o := &owners{labels: l, of: make([]int32, n), count: heads, layouts: map[*sample]placement{}, extents: map[*sample][]Extent{}}
 	for i := range o.of {
 		o.of[i] = foreign
-	}
-	for h, cols := range columns {
-		for _, c := range cols {
-			o.of[c] = int32(h)
-		}
 	}
 	return o
 }
@@ -220,6 +271,14 @@ func (o *owners) head(label int32) int32 {
 
 // layout finds the axis and the pattern of heads on a wire. ok is false where heads are mixed or missing.
 func (o *owners) layout(s *sample) (l Layout, ok bool) {
+	p := remember(o.layouts, s, func() (p placement) {
+		p.Layout, p.ok = o.locate(s)
+		return p
+	})
+	return p.Layout, p.ok
+}
+
+func (o *owners) locate(s *sample) (l Layout, ok bool) {
 	pure := true
 	ids := make([]int32, len(s.data))
 	for i, label := range s.data {
@@ -296,6 +355,10 @@ func (o *owners) carries(s *sample) bool {
 
 // extent measures what the heads occupy of every axis of a wire.
 func (o *owners) extent(s *sample) []Extent {
+	return remember(o.extents, s, func() []Extent { return o.measure(s) })
+}
+
+func (o *owners) measure(s *sample) []Extent {
 	out := make([]Extent, len(s.shape))
 	own := make([]int, len(s.data))
 	present, all := make([]bool, o.count), 0
@@ -336,7 +399,7 @@ func (o *owners) extent(s *sample) []Extent {
 
 // follow describes the way from the only projection behind a product operand to that operand. Heads are read there by
 // headSets; want gives the batch shape of the product.
-func follow(f *graph.Facts, operand *graph.Value, what string) (*Path, *tracer, *sample, *stop) {
+func follow(f *survey, operand *graph.Value, what string) (*Path, *tracer, *sample, *stop) {
 	found, stops := origins(f, operand)
 	switch {
 	case len(found) == 0:
@@ -374,7 +437,7 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 	p.Columns = columns
 	p.Wires = map[*graph.Value]Layout{}
 	p.Extent = map[*graph.Value][]Extent{}
-	owners := newOwners(t.labels, p.Projection.Columns, columns)
+	owners := t.owners(p.Projection.Columns, columns)
 	note := func(v *graph.Value, s *sample, at *graph.Node) *stop {
 		l, ok := owners.layout(s)
 		if !ok {

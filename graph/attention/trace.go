@@ -16,7 +16,7 @@ const sampleSize = 2
 // tracer carries labels forward from one source wire. It is asked for a wire and walks back to the source through the
 // operators of the table below; what it cannot walk through carries no labels.
 type tracer struct {
-	facts  *graph.Facts
+	facts  *survey
 	source *graph.Value
 	labels *labels
 	// mixing also follows the statistics of normalisations (every column of a head influences its norm). Without it
@@ -35,36 +35,39 @@ type stop struct {
 	why  string
 }
 
-// newTracer starts labels at source: label c+1 for column c along axis.
-func newTracer(f *graph.Facts, source *graph.Value, axis int, mixing bool) (*tracer, error) {
-	shape, ok := concreteShape(f, source)
+// newTracer starts labels at start: label c+1 for column c along axis.
+func newTracer(f *survey, start *graph.Value, axis int, mixing bool) (*tracer, error) {
+	shape, ok := concreteShape(f, start)
 	if !ok {
-		return nil, fmt.Errorf("the shape of %q is not known", source.Name)
+		return nil, fmt.Errorf("the shape of %q is not known", start.Name)
 	}
 	if axis < 0 {
 		axis += len(shape)
 	}
 	if axis < 0 || axis >= len(shape) {
-		return nil, fmt.Errorf("%q has no axis %d", source.Name, axis)
+		return nil, fmt.Errorf("%q has no axis %d", start.Name, axis)
 	}
-	s := &sample{shape: shape, stored: make([]int, len(shape)), scale: 1}
-	for i := range s.stored {
-		s.stored[i] = 1
-	}
-	s.stored[axis] = shape[axis]
-	s.data = make([]int32, shape[axis])
-	for c := range s.data {
-		s.data[c] = int32(c) + 1
-	}
-	t := &tracer{facts: f, source: source, labels: newLabels(shape[axis]), mixing: mixing, memo: map[*graph.Value]*sample{source: s}}
-	return t, nil
+	key := appendInts(appendInts([]byte{'c'}, axis), shape...)
+	src := remember(f.sources, string(key), func() source {
+		s := &sample{shape: shape, stored: make([]int, len(shape)), scale: 1}
+		for i := range s.stored {
+			s.stored[i] = 1
+		}
+		s.stored[axis] = shape[axis]
+		s.data = make([]int32, shape[axis])
+		for c := range s.data {
+			s.data[c] = int32(c) + 1
+		}
+		return source{s, newLabels(shape[axis])}
+	})
+	return &tracer{facts: f, source: start, labels: src.labels, mixing: mixing, memo: map[*graph.Value]*sample{start: src.sample}}, nil
 }
 
 // maxColumns bounds the columns of a projection, so that a hostile file cannot ask for a huge sample.
 const maxColumns = 1 << 24
 
 // concreteShape samples the shape of a value.
-func concreteShape(f *graph.Facts, v *graph.Value) ([]int, bool) {
+func concreteShape(f *survey, v *graph.Value) ([]int, bool) {
 	dims, ok := f.Shape(v)
 	if !ok {
 		return nil, false
@@ -112,7 +115,7 @@ func (t *tracer) at(v *graph.Value) *sample {
 	if !slices.Contains(t.nodes, n) {
 		t.nodes = append(t.nodes, n)
 	}
-	out, err := row.move(t, n, in)
+	out, err := t.facts.move(t, n, row, in)
 	if err != nil {
 		t.stops = append(t.stops, stop{n, v, err.Error()})
 		return nil
@@ -262,7 +265,7 @@ func moveReshape(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 }
 
 // reshapeTarget samples the target of a Reshape whose input has the given size.
-func reshapeTarget(f *graph.Facts, n *graph.Node, in []int) ([]int, error) {
+func reshapeTarget(f *survey, n *graph.Node, in []int) ([]int, error) {
 	var target []graph.Dim
 	if k, ok := f.Known(n.Input(1)); ok && n.Input(1) != nil {
 		target = k.Ints
@@ -351,7 +354,7 @@ func normAxis(axis int64, rank int) (int, error) {
 }
 
 // axesOf reads the axes of Unsqueeze, Squeeze and Reduce: an attribute in old opsets, input 1 in new ones.
-func axesOf(f *graph.Facts, n *graph.Node, rank int) ([]int, bool, error) {
+func axesOf(f *survey, n *graph.Node, rank int) ([]int, bool, error) {
 	raw, given := n.Ints("axes")
 	if v := n.Input(1); v != nil {
 		if raw, given = f.Ints(v); !given {
@@ -432,7 +435,7 @@ func moveSplit(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 }
 
 // splitSizes returns the sizes that a Split of an axis of the given length gives its outputs.
-func splitSizes(f *graph.Facts, n *graph.Node, length int) ([]int, error) {
+func splitSizes(f *survey, n *graph.Node, length int) ([]int, error) {
 	raw, ok := n.Ints("split")
 	if v := n.Input(1); v != nil {
 		if raw, ok = f.Ints(v); !ok {
@@ -510,7 +513,7 @@ type bound struct {
 }
 
 // sliceBounds reads the bounds of a Slice in any opset's form.
-func sliceBounds(f *graph.Facts, n *graph.Node, shape []int) ([]bound, error) {
+func sliceBounds(f *survey, n *graph.Node, shape []int) ([]bound, error) {
 	list := func(input int, attr string) ([]graph.Dim, bool) {
 		if v := n.Input(input); v != nil {
 			k, ok := f.Known(v)
