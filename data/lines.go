@@ -64,7 +64,7 @@ func parseLines(r io.Reader, t Tokenizer) (docs []document, texts bool, err erro
 				return nil, false, fmt.Errorf("line %d: %w", number, err)
 			}
 			texts = text
-			docs = append(docs, document{fmt.Sprintf("line %d", number), ids})
+			docs = append(docs, document{source: fmt.Sprintf("line %d", number), tokens: ids})
 		}
 		if end {
 			return docs, texts, nil

@@ -2,6 +2,7 @@
 package data
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -73,19 +74,23 @@ func (s *Set) HeldOut() []Sample { return s.heldOut }
 
 // reader makes a set of a source of one kind.
 type reader struct {
-	kind string   // for people
 	ext  []string // of file names
 	read func(path string, o Options) (*Set, error)
 }
 
-// readers are tried in order; text takes what no other row names.
+// readers are the kinds of files that their names tell; others are text.
 var readers = []reader{
-	{"JSON lines", []string{".jsonl", ".ndjson"}, readLines},
-	{"text", nil, readText},
+	{[]string{".jsonl", ".ndjson"}, readLines},
+	{[]string{".npz"}, readArrays},
+	{[]string{".npy"}, readArray},
 }
 
-// Open reads a source. The kind is told by the name: JSON lines of token ids or of text (.jsonl, .ndjson), anything
-// else is text.
+// sources are what Open reads, for people.
+const sources = "text, JSON lines (.jsonl), arrays (.npz, .npy), or a folder with test_data_set_0"
+
+// Open reads a source. The kind is told by the name: JSON lines of token ids or of text (.jsonl, .ndjson), arrays by
+// input name (.npz), token ids or a single input (.npy), a folder of ONNX test data (test_data_set_0, or its parent);
+// anything else is text.
 func Open(path string, o Options) (*Set, error) {
 	s, err := open(path, o)
 	if err != nil {
@@ -97,22 +102,29 @@ func Open(path string, o Options) (*Set, error) {
 
 func open(path string, o Options) (*Set, error) {
 	if o.HeldOut < 0 || o.HeldOut >= 1 || o.HeldOut != o.HeldOut {
-		return nil, fmt.Errorf("held-out share is %v; want at least 0 and below 1", o.HeldOut)
+		return nil, fmt.Errorf("the held-out share is %v; want at least 0 and below 1", o.HeldOut)
 	}
 	if o.SeqLen < 0 || o.Samples < 0 || o.HeldOutSamples < 0 {
-		return nil, fmt.Errorf("sequence length %d, samples %d, held-out samples %d; want none below 0",
+		return nil, fmt.Errorf("the sequence length is %d, the bounds on samples %d and %d; want none below 0",
 			o.SeqLen, o.Samples, o.HeldOutSamples)
 	}
-	if _, err := os.Stat(path); err != nil {
+	info, err := os.Stat(path)
+	if err != nil {
 		return nil, err
+	}
+	if info.IsDir() {
+		return readTestSets(path, o)
 	}
 	ext := strings.ToLower(filepath.Ext(path))
 	for _, r := range readers {
-		if r.ext == nil || slices.Contains(r.ext, ext) {
+		if slices.Contains(r.ext, ext) {
 			return r.read(path, o)
 		}
 	}
-	panic("data: no reader takes every file")
+	if ext == ".json" {
+		return nil, errors.New("JSON is read a line at a time; want one sequence a line in a file named .jsonl")
+	}
+	return readText(path, o)
 }
 
 // plain drops the path from an error of the file system, for callers that name it themselves.

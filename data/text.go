@@ -12,7 +12,7 @@ import (
 
 func readText(path string, o Options) (*Set, error) {
 	if o.Tokenizer == "" {
-		return nil, errors.New("it is read as text, which needs a tokenizer")
+		return nil, errors.New("it is read as text, which needs a tokenizer; otherwise want " + sources)
 	}
 	t, err := tokenizer.Open(o.Tokenizer)
 	if err != nil {
@@ -24,11 +24,7 @@ func readText(path string, o Options) (*Set, error) {
 	}
 	text := string(b)
 	if at := invalid(text); at >= 0 {
-		return nil, fmt.Errorf("it is read as text, but byte %d (%#02x) is not UTF-8", at, text[at])
-	}
-	docs, err := documents(text, o.Separator, t)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("it is read as text, but byte %d (%#02x) is not UTF-8; want %s", at, text[at], sources)
 	}
 	c := cutting{length: o.SeqLen}
 	if c.length == 0 {
@@ -36,6 +32,10 @@ func readText(path string, o Options) (*Set, error) {
 	}
 	if !o.Bare {
 		c.before, c.after = t.Frame()
+	}
+	docs, err := encode(passages(text, o.Separator, c.length*bytesPerToken, enough(o)), t)
+	if err != nil {
+		return nil, err
 	}
 	s := &Set{tokens: true, tokenizer: t}
 	s.train, s.heldOut, err = c.cut(docs, o)
@@ -55,24 +55,75 @@ func invalid(text string) int {
 	return -1
 }
 
-// documents splits text at the separator and encodes the parts that are not blank.
-func documents(text, separator string, t Tokenizer) ([]document, error) {
-	if separator == "" || !strings.Contains(text, separator) {
-		ids, err := t.Encode(text)
-		return []document{{"", ids}}, err
+// passage is a part of a text that is encoded by itself.
+type passage struct{ source, text string }
+
+// wholeText is the size in bytes of texts that are encoded as a whole, which takes seconds.
+const wholeText = 16 << 20
+
+// passages splits text at the separator. Of a larger text than wholeText, of which count passages of size bytes are a small part
+// (count 0: all are wanted), it takes about so many evenly, whole documents or blocks of lines of at least that size:
+// nobody waits for the tokens of a library to learn from a few thousand.
+func passages(text, separator string, size, count int) []passage {
+	large := count > 0 && len(text) > wholeText && len(text)/4/size >= count
+	var all []passage
+	switch {
+	case separator != "" && strings.Contains(text, separator):
+		number := 0
+		for part := range strings.SplitSeq(text, separator) {
+			number++
+			if part = strings.TrimSpace(part); part != "" {
+				all = append(all, passage{fmt.Sprintf("document %d", number), part})
+			}
+		}
+	case !large:
+		return []passage{{"", text}}
+	default:
+		at := 0
+		for at < len(text) {
+			end := min(at+size, len(text))
+			if line := strings.IndexByte(text[end:], '\n'); line >= 0 && end < len(text) {
+				end += line + 1
+			} else {
+				end = len(text)
+			}
+			all = append(all, passage{fmt.Sprintf("text from byte %d", at), text[at:end]})
+			at = end
+		}
 	}
-	var docs []document
-	number := 0
-	for part := range strings.SplitSeq(text, separator) {
-		number++
-		if part = strings.TrimSpace(part); part == "" {
-			continue
+	if large {
+		// Documents may be shorter than a sample: as many as have the bytes of count passages.
+		return pick(all, max(count, int(float64(len(all))*float64(count)*float64(size)/float64(len(text))))+2)
+	}
+	return all
+}
+
+// bytesPerToken is more than any tokenizer reaches on text that is not degenerate.
+const bytesPerToken = 16
+
+// enough returns how many passages that fill a sample hold the samples that the options ask for, 0 when they ask for all.
+func enough(o Options) int {
+	if o.Samples == 0 || o.HeldOut > 0 && o.HeldOutSamples == 0 {
+		return 0
+	}
+	n := float64(o.Samples) / (1 - o.HeldOut)
+	if o.HeldOut > 0 {
+		n = max(n, float64(o.HeldOutSamples)/o.HeldOut)
+	}
+	return int(min(n, 1<<40)) + 2
+}
+
+func encode(parts []passage, t tokenizer.Tokenizer) ([]document, error) {
+	docs := make([]document, len(parts))
+	for i, p := range parts {
+		ids, err := t.Encode(p.text)
+		if err != nil && p.source != "" {
+			err = fmt.Errorf("%s: %w", p.source, err)
 		}
-		ids, err := t.Encode(part)
 		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", number, err)
+			return nil, err
 		}
-		docs = append(docs, document{fmt.Sprintf("document %d", number), ids})
+		docs[i] = document{source: p.source, tokens: ids}
 	}
 	return docs, nil
 }

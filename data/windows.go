@@ -6,6 +6,7 @@ import "fmt"
 type document struct {
 	source string // "" for the only document of a file
 	tokens []int64
+	from   int // number of its first token, when others were cut off before
 }
 
 // cutting says how documents become samples.
@@ -57,15 +58,18 @@ func (c cutting) short(tokens int, part []document, heldOut float64, what string
 }
 
 // split keeps the share at the end apart.
-func split(docs []document, share float64) (first, last []document) {
+func split(docs []document, heldOut float64) (first, last []document) {
 	if len(docs) > 1 {
-		at := min(max(int((1-share)*float64(len(docs))), 1), len(docs)-1)
+		at := share(len(docs), heldOut)
 		return docs[:at], docs[at:]
 	}
 	d := docs[0]
-	at := int((1 - share) * float64(len(d.tokens)))
-	return []document{{d.source, d.tokens[:at]}}, []document{{d.source, d.tokens[at:]}}
+	at := int((1 - heldOut) * float64(len(d.tokens)))
+	return []document{{d.source, d.tokens[:at], d.from}}, []document{{d.source, d.tokens[at:], d.from + at}}
 }
+
+// share returns how many of n things, at least 2, are to learn from when a share is held out: one is left on either side.
+func share(n int, heldOut float64) int { return min(max(int((1-heldOut)*float64(n)), 1), n-1) }
 
 // samples cuts every document. The only document of a file must fill a sample; of several, short ones are samples as
 // they are, since texts that end are what the model knows.
@@ -81,11 +85,11 @@ func (c cutting) samples(docs []document) []Sample {
 			s.Tokens = append(append(append(s.Tokens, c.before...), d.tokens[at:at+n]...), c.after...)
 			switch {
 			case d.source == "":
-				s.Source = fmt.Sprintf("sample from token %d", at)
-			case at == 0:
+				s.Source = fmt.Sprintf("sample from token %d", d.from+at)
+			case d.from+at == 0:
 				s.Source = d.source
 			default:
-				s.Source = fmt.Sprintf("%s from token %d", d.source, at)
+				s.Source = fmt.Sprintf("%s from token %d", d.source, d.from+at)
 			}
 			if len(s.Tokens) >= 2 {
 				out = append(out, s)
