@@ -59,7 +59,7 @@ func wants(o Options) string {
 // checkNames compares the names of a source's tensors with the model's inputs.
 func checkNames(names []string, o Options) error {
 	if len(names) == 0 {
-		return errors.New("it holds no arrays; " + wants(o))
+		return errors.New("it holds no tensors; " + wants(o))
 	}
 	known := make([]string, len(o.Inputs))
 	for i, in := range o.Inputs {
