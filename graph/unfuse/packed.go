@@ -1,0 +1,109 @@
+package unfuse
+
+import (
+	"fmt"
+
+	"onnx-dha/graph"
+)
+
+func init() {
+	rows["com.microsoft.Attention"] = row{
+		attrs:  []string{"num_heads", "unidirectional", "qkv_hidden_sizes", "scale", "mask_filter_value", "do_rotary", "past_present_share_buffer", "rotary_embedding_dim"},
+		inputs: 6, outputs: 2, expand: packedAttention,
+	}
+}
+
+// packedAttention expands com.microsoft.Attention, whose projection of queries, keys and values is inside: input
+// [B, S, D], weight [D, Dq+Dk+Dv], bias, mask, past [2, B, N, P, H], bias of the scores [B or 1, N or 1, S, T].
+func packedAttention(w *writer) error {
+	for _, a := range []string{"do_rotary", "past_present_share_buffer"} {
+		if w.n.Int(a, 0) != 0 {
+			return fmt.Errorf("attribute %s is not expanded", a)
+		}
+	}
+	x, weights := w.in(0), w.in(1)
+	elem, err := w.elem(x)
+	if err != nil {
+		return err
+	}
+	width, err := w.dim(weights, 1)
+	if err != nil {
+		return err
+	}
+	sizes, given := w.n.Ints("qkv_hidden_sizes")
+	if !given || len(sizes) == 0 {
+		sizes = []int64{width / 3, width / 3, width / 3}
+	}
+	if len(sizes) != 3 || sizes[0]+sizes[1]+sizes[2] != width || sizes[0] != sizes[1] {
+		return fmt.Errorf("qkv_hidden_sizes %v do not fit a weight of %d columns", sizes, width)
+	}
+	n := w.n.Int("num_heads", 0)
+	h, err := heads("the query", sizes[0], n)
+	if err != nil {
+		return err
+	}
+	hv, err := heads("the value", sizes[2], n)
+	if err != nil {
+		return err
+	}
+	shape, ok := w.facts.Shape(x)
+	if !ok || len(shape) != 3 {
+		return fmt.Errorf("input %q has a shape that is not known to be [batch, sequence, channels]", x.Name)
+	}
+	y := w.op("MatMul", x, weights)
+	if w.in(2) != nil {
+		y = w.op("Add", y, w.in(2))
+	}
+	qkv := w.split(y, 2, sizes...)
+	q, k, v := w.toHeads(qkv[0], n, h), w.toHeads(qkv[1], n, h), w.toHeads(qkv[2], n, hv)
+	past := w.in(4)
+	at := span{q: q, qAxis: 2, kAxis: 2, past: w.pastLength(past, 3)}
+	pastDim := "0"
+	if past != nil {
+		if h != hv {
+			return fmt.Errorf("keys and values of different sizes (%d and %d) cannot share a cache", h, hv)
+		}
+		pastDim = w.describe(past, 3)
+		k, v = w.joined(w.pick(past, 0, 0), k), w.joined(w.pick(past, 0, 1), v)
+	}
+	at.k, at.id = k, fmt.Sprint(shape[1], ";", pastDim)
+	bias, err := w.contribBias(5, 3, shape[0], at, elem)
+	if err != nil {
+		return err
+	}
+	context, _, err := w.attend(core{q: q, k: k, v: v, heads: n, kv: n, elem: elem, soft: wide(elem), scale: w.scaleOr(h), biases: bias})
+	if err != nil {
+		return err
+	}
+	w.result(0, w.fromHeads(context, n, hv))
+	if w.wants(1) {
+		w.result(1, w.concat(0, w.unsqueeze(k, 0), w.unsqueeze(v, 0)))
+	}
+	return nil
+}
+
+// contribBias lists what is added to the scores: the bias of the scores (input bias), then padding (input mask) merged
+// with the causal mask.
+func (w *writer) contribBias(bias, mask int, batch graph.Dim, s span, elem elemType) ([]*graph.Value, error) {
+	soft := wide(elem)
+	var out []*graph.Value
+	if b := w.in(bias); b != nil {
+		if r, err := w.rank(b); err != nil || r != 4 {
+			return nil, fmt.Errorf("the bias of the scores %q is not known to have 4 axes", b.Name)
+		}
+		out = append(out, w.as(b, elem, soft))
+	}
+	pad, err := w.padding(w.in(mask), batch, s, soft, float64(w.n.Float("mask_filter_value", -10000)))
+	if err != nil {
+		return nil, err
+	}
+	if w.n.Int("unidirectional", 0) != 0 {
+		if pad, err = w.causal(w.later(s), pad, soft); err != nil {
+			return nil, err
+		}
+	}
+	if pad != nil {
+		out = append(out, pad)
+	}
+	return out, nil
+}

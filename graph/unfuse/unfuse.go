@@ -1,0 +1,190 @@
+// Package unfuse expands fused operators, in memory, into primitive operators that compute the same, so that whoever
+// follows heads through a graph needs to know primitives only. An operator is one row of a table.
+//
+// What an expansion computes is what ONNX Runtime's kernel computes, in the same order where the order can be seen in
+// the result (masks are summed before they meet the scores, a soft-cap comes before a mask). Scores of 16-bit models are
+// scaled, masked and normalised in float32, as the runtime's kernels do; the products stay in the model's type.
+package unfuse
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"onnx-dha/graph"
+)
+
+// Expansion is one fused operator, or one call of a function of the model, that primitives took the place of.
+type Expansion struct {
+	Op   string // with its domain where that is not ai.onnx
+	Node string // the node as messages name it
+	// Key is the name of the node's first output as the file has it, which identifies the node in another copy of the
+	// model. For an operator inside a function it is the name after inlining.
+	Key string
+	// Nodes took the node's place. What several expansions share (a mask) is listed with the first.
+	Nodes []*graph.Node
+	// Assumes says under which condition on the inputs the expansion is exact, empty where it always is.
+	Assumes string
+
+	node    *graph.Node
+	inputs  []*graph.Value // of node, before it was removed
+	weights []weight
+}
+
+// Refusal is a fused operator that stays as it is, and why.
+type Refusal struct {
+	Node *graph.Node
+	Why  string
+}
+
+// row says how one operator is expanded. Attributes, inputs and outputs that a row does not list are refused, so that an
+// expansion never drops what a newer version of the operator means.
+type row struct {
+	attrs           []string
+	inputs, outputs int
+	expand          func(*writer) error
+	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
+}
+
+// rows is the table, by domain and operator. It is filled by the files that hold the rows.
+var rows = map[string]row{}
+
+// opName names an operator as the table does.
+func opName(n *graph.Node) string {
+	if n.Domain == "" || n.Domain == "ai.onnx" {
+		return n.OpType
+	}
+	return n.Domain + "." + n.OpType
+}
+
+// oldestOpset is the ai.onnx opset from which the primitives that expansions are made of exist (Range, and negative
+// axes).
+const oldestOpset = 11
+
+// maxPasses bounds how deep functions may call functions.
+const maxPasses = 64
+
+// Expand replaces the fused operators of m's main graph that only accepts (nil: all) by primitives, calls of the model's
+// own functions first. New nodes are called <name of the fused node>/<operator>. Operators that cannot be expanded stay
+// and are listed with the reason. On an error m holds the functions inlined so far and is otherwise as it was.
+func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal, error) {
+	var done []Expansion
+	refused := map[*graph.Node]string{}
+	for range maxPasses {
+		exps, why, err := inlineAll(m, only)
+		if err != nil {
+			return nil, nil, err
+		}
+		for n, w := range why {
+			refused[n] = w
+		}
+		if len(exps) == 0 {
+			break
+		}
+		done = append(done, exps...)
+	}
+	dropUnusedFunctions(m)
+	exps, err := expandAll(m, only, refused)
+	if err != nil {
+		return nil, nil, err
+	}
+	done = append(done, exps...)
+	var refusals []Refusal
+	for _, n := range m.Graph.Nodes {
+		if why, ok := refused[n]; ok {
+			refusals = append(refusals, Refusal{n, why})
+		}
+	}
+	return done, refusals, nil
+}
+
+// expandAll expands every operator of the table in one patch.
+func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.Node]string) ([]Expansion, error) {
+	var todo []*graph.Node
+	for _, n := range m.Graph.Nodes {
+		r, ok := rows[opName(n)]
+		if ok && (r.applies == nil || r.applies(n)) && (only == nil || only(n)) {
+			todo = append(todo, n)
+		}
+	}
+	if len(todo) == 0 {
+		return nil, nil
+	}
+	s := &session{m: m, p: graph.NewPatch(m.Graph), facts: graph.Infer(m.Graph), opset: m.Opset(""), shared: map[string]*graph.Value{}}
+	var done []Expansion
+	for _, n := range todo {
+		exp, err := s.expand(n)
+		if err != nil {
+			refused[n] = err.Error()
+			continue
+		}
+		done = append(done, *exp)
+	}
+	if len(done) == 0 {
+		return nil, nil // what refused expansions had prepared is forgotten with the patch
+	}
+	keep := m.Graph.Dead()
+	if _, err := s.p.Apply(); err != nil {
+		return nil, fmt.Errorf("expanding fused operators: %w", err)
+	}
+	m.Graph.RemoveDead(keep)
+	return done, nil
+}
+
+// expand prepares one node's expansion. On an error what was prepared has no readers and is removed with the dead nodes.
+func (s *session) expand(n *graph.Node) (*Expansion, error) {
+	r := rows[opName(n)]
+	if s.opset < oldestOpset {
+		return nil, fmt.Errorf("the model imports opset %d of ai.onnx; %s is expanded from opset %d on", s.opset, opName(n), oldestOpset)
+	}
+	for _, a := range n.Proto.Attribute {
+		if !slices.Contains(r.attrs, a.GetName()) {
+			return nil, fmt.Errorf("attribute %s of %s is not one that is expanded", a.GetName(), opName(n))
+		}
+	}
+	for i, v := range n.In {
+		if v != nil && i >= r.inputs {
+			return nil, fmt.Errorf("input %d (%q) of %s is not one that is expanded", i, v.Name, opName(n))
+		}
+	}
+	for i, v := range n.Out {
+		if v != nil && len(v.Users()) > 0 && i >= r.outputs {
+			return nil, fmt.Errorf("output %d (%q) of %s is used, but not one that is expanded", i, v.Name, opName(n))
+		}
+	}
+	w := &writer{session: s, n: n, base: baseName(n), exp: &Expansion{Op: opName(n), Node: n.String(), Key: key(n), node: n, inputs: slices.Clone(n.In)}}
+	if err := r.expand(w); err != nil {
+		return nil, err
+	}
+	w.commit()
+	return w.exp, nil
+}
+
+// assume adds a condition.
+func (e *Expansion) assume(what string) {
+	if e.Assumes != "" {
+		e.Assumes += "; "
+	}
+	e.Assumes += what
+}
+
+// key is the name of a node's first output.
+func key(n *graph.Node) string {
+	for _, o := range n.Out {
+		if o != nil {
+			return o.Name
+		}
+	}
+	return ""
+}
+
+// Key identifies a node in another copy of the model, as Expansion.Key does.
+func Key(n *graph.Node) string { return key(n) }
+
+// baseName is the scope of a node's expansion: its name, or that of its first output.
+func baseName(n *graph.Node) string {
+	if n.Name != "" {
+		return strings.TrimSuffix(n.Name, "/")
+	}
+	return key(n)
+}
