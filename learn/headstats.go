@@ -106,7 +106,7 @@ func (c *collector) contributions(s *headSums) error {
 	name := s.name("contribution")
 	heads, dv := int64(block.Heads), int64(block.ValueDim)
 	if block.Output == nil {
-		v, ok := b.contextByHead(block)
+		v, ok := contextByHead(b.facts, block)
 		if !ok {
 			return nil
 		}
@@ -163,11 +163,11 @@ func identity(n int) []float32 {
 }
 
 // contextByHead returns what the second product of a block gives when that is [batch, heads, queries, channels].
-func (b *bench) contextByHead(block *attention.Block) (*graph.Value, bool) {
+func contextByHead(f *graph.Facts, block *attention.Block) (*graph.Value, bool) {
 	if block.PV == nil || !block.PV.Is("MatMul") {
 		return nil, false
 	}
-	shape, ranked := b.facts.Shape(block.PV.Out[0])
+	shape, ranked := f.Shape(block.PV.Out[0])
 	l, on := block.Scores[block.PV.In[0]]
 	plain := l.Pure && l.Axis == 1 && l.Outer == 1 && l.Heads == block.Heads && l.Repeat == 1 && l.Inner == 1
 	return block.PV.Out[0], ranked && on && len(shape) == 4 && plain

@@ -27,7 +27,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:    stdout,
 		ErrWriter: stderr,
 		Commands: []*cli.Command{
-			inspectCommand(), initCommand(), rewriteCommand(), verifyCommand(), versionCommand(), completionCommand(),
+			inspectCommand(), initCommand(), rewriteCommand(), verifyCommand(), importanceCommand(), versionCommand(), completionCommand(),
 		},
 		HideHelpCommand:       true,
 		HideVersion:           true,
