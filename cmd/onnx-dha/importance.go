@@ -156,6 +156,7 @@ func (i *importance) print(w io.Writer, color bool) error {
 func (i *importance) table(color bool, b learn.BlockImportance) table.Writer {
 	t := newTable(color, table.Row{"head", "magnitude", "peak", "entropy", "of uniform", "contribution", "of output", "share", effectNames[i.Effect].short},
 		2, 3, 4, 5, 6, 7, 8, 9)
+	t.SuppressEmptyColumns() // of what was not measured
 	row := func(name string, h learn.Head) {
 		r := table.Row{name}
 		if a := h.Attention; a != nil {
