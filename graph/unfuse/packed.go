@@ -76,10 +76,33 @@ func packedAttention(w *writer) error {
 		return err
 	}
 	w.result(0, w.fromHeads(context, n, hv))
-	if w.wants(1) {
+	if w.wants(1) && !w.unpacked(w.n.Out[1], k, v) {
 		w.result(1, w.concat(0, w.unsqueeze(k, 0), w.unsqueeze(v, 0)))
 	}
 	return nil
+}
+
+// unpacked hands keys and values to readers that take one of them out of the packed present, and reports whether there
+// are no others.
+func (w *writer) unpacked(present, k, v *graph.Value) bool {
+	var handed []shunt
+	for _, u := range present.Users() {
+		n := u.Node
+		if n == nil || !n.Is("Gather") || u.Index != 0 || n.Int("axis", 0) != 0 || n.Graph != w.n.Graph || len(n.Out) == 0 || n.Out[0] == nil {
+			return false
+		}
+		index := n.Input(1).Const()
+		if index == nil || len(index.Dims()) != 0 {
+			return false
+		}
+		i, err := index.Int64s()
+		if err != nil || i[0] < -2 || i[0] > 1 {
+			return false
+		}
+		handed = append(handed, shunt{n.Out[0], []*graph.Value{k, v}[(i[0]+2)%2]})
+	}
+	w.results = append(w.results, handed...)
+	return true
 }
 
 // contribBias lists what is added to the scores: the bias of the scores (input bias), then padding (input mask) merged

@@ -36,13 +36,11 @@ type writer struct {
 	exp     *Expansion
 	ints_   map[string]*graph.Value
 	derived map[*graph.Value]weight // new constants that are parts of the node's
-	results []result
+	results []shunt
 }
 
-type result struct {
-	index int
-	v     *graph.Value
-}
+// shunt hands the readers of one value to another.
+type shunt struct{ old, new *graph.Value }
 
 // in returns input i of the node, nil when it is omitted.
 func (w *writer) in(i int) *graph.Value { return w.n.Input(i) }
@@ -55,7 +53,7 @@ func (w *writer) wants(i int) bool {
 // result makes v output i of the node. An output of the graph cannot be a value that was there before.
 func (w *writer) result(i int, v *graph.Value) {
 	if w.wants(i) {
-		w.results = append(w.results, result{i, v})
+		w.results = append(w.results, shunt{w.n.Out[i], v})
 	}
 }
 
@@ -63,8 +61,7 @@ func (w *writer) result(i int, v *graph.Value) {
 func (w *writer) commit() {
 	taken := map[*graph.Value]bool{}
 	for _, r := range w.results {
-		v := r.v
-		old := w.n.Out[r.index]
+		old, v := r.old, r.new
 		if old.IsOutput() && (taken[v] || v.Producer == nil || !slices.Contains(w.exp.Nodes, v.Producer)) {
 			v = w.op("Identity", v)
 		}
