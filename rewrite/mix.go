@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"runtime"
+	"slices"
+	"sync"
 
 	"github.com/x448/float16"
 	"gonum.org/v1/gonum/mat"
@@ -45,29 +48,92 @@ func (r rows) trivial(n int) bool {
 	return true
 }
 
+// run is a stretch of neighbouring new rows that are made alike: row first+k is Σ weight·old[at+k] over the terms. Heads
+// make runs of their size, so that the elements of a tensor are gone through in long stretches whatever the axis.
+type run struct {
+	first, length int
+	terms         []term
+}
+
+// runs cuts rows into runs.
+func (r rows) runs() []run {
+	var out []run
+	for i, ts := range r {
+		if len(out) > 0 && out[len(out)-1].goesOn(ts) {
+			out[len(out)-1].length++
+			continue
+		}
+		out = append(out, run{i, 1, ts})
+	}
+	return out
+}
+
+// goesOn reports whether ts are the terms of the row after the run.
+func (r run) goesOn(ts []term) bool {
+	return slices.EqualFunc(r.terms, ts, func(x, y term) bool {
+		x.at += r.length
+		return x == y
+	})
+}
+
+// copies reports whether the rows are old ones.
+func (r run) copies() bool {
+	return len(r.terms) == 1 && r.terms[0].weight == 1 && r.terms[0].from == nil
+}
+
 // floatCodec reads and writes one floating-point element type.
 type floatCodec struct {
 	size int
-	get  func([]byte) float64
-	put  func([]byte, float64)
+	add  func(sum []float64, weight float64, b []byte) // sum += weight·b
+	put  func(b []byte, sum []float64)
 }
 
 // codecs are the element types that weights may have. Sums are in float64 and rounded once, to nearest even.
 var codecs = map[onnxpb.TensorProto_DataType]floatCodec{
 	onnxpb.TensorProto_FLOAT: {4,
-		func(b []byte) float64 { return float64(math.Float32frombits(binary.LittleEndian.Uint32(b))) },
-		func(b []byte, x float64) { binary.LittleEndian.PutUint32(b, math.Float32bits(float32(x))) }},
-	onnxpb.TensorProto_DOUBLE: {8,
-		func(b []byte) float64 { return math.Float64frombits(binary.LittleEndian.Uint64(b)) },
-		func(b []byte, x float64) { binary.LittleEndian.PutUint64(b, math.Float64bits(x)) }},
-	onnxpb.TensorProto_FLOAT16: {2,
-		func(b []byte) float64 { return float64(float16.Frombits(binary.LittleEndian.Uint16(b)).Float32()) },
-		func(b []byte, x float64) { binary.LittleEndian.PutUint16(b, roundHalf(x)) }},
-	onnxpb.TensorProto_BFLOAT16: {2,
-		func(b []byte) float64 {
-			return float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(b)) << 16))
+		func(sum []float64, weight float64, b []byte) {
+			for i := range sum {
+				sum[i] += weight * float64(math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:])))
+			}
 		},
-		func(b []byte, x float64) { binary.LittleEndian.PutUint16(b, roundBrain(x)) }},
+		func(b []byte, sum []float64) {
+			for i, x := range sum {
+				binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(float32(x)))
+			}
+		}},
+	onnxpb.TensorProto_DOUBLE: {8,
+		func(sum []float64, weight float64, b []byte) {
+			for i := range sum {
+				sum[i] += weight * math.Float64frombits(binary.LittleEndian.Uint64(b[8*i:]))
+			}
+		},
+		func(b []byte, sum []float64) {
+			for i, x := range sum {
+				binary.LittleEndian.PutUint64(b[8*i:], math.Float64bits(x))
+			}
+		}},
+	onnxpb.TensorProto_FLOAT16: {2,
+		func(sum []float64, weight float64, b []byte) {
+			for i := range sum {
+				sum[i] += weight * float64(float16.Frombits(binary.LittleEndian.Uint16(b[2*i:])).Float32())
+			}
+		},
+		func(b []byte, sum []float64) {
+			for i, x := range sum {
+				binary.LittleEndian.PutUint16(b[2*i:], roundHalf(x))
+			}
+		}},
+	onnxpb.TensorProto_BFLOAT16: {2,
+		func(sum []float64, weight float64, b []byte) {
+			for i := range sum {
+				sum[i] += weight * float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(b[2*i:]))<<16))
+			}
+		},
+		func(b []byte, sum []float64) {
+			for i, x := range sum {
+				binary.LittleEndian.PutUint16(b[2*i:], roundBrain(x))
+			}
+		}},
 }
 
 // roundOdd rounds x to float32 with a sticky last bit, so that rounding the result again to at most 22 bits is the same
@@ -129,33 +195,65 @@ func mix(t *graph.Tensor, axis int, r rows) (*graph.Tensor, error) {
 	}
 	dims[axis] = int64(len(r))
 	bytes := int64(outer) * int64(len(r)) * int64(inner) * int64(codec.size)
+	m := mixture{codec, n, len(r), outer, inner, r.runs()}
 	return graph.Computed(t.Name(), t.DType(), dims, bytes, func() ([]byte, error) {
-		src, err := t.Bytes()
+		old, err := t.Bytes()
 		if err != nil {
 			return nil, err
 		}
-		dst := make([]byte, bytes)
-		w := inner * codec.size
-		for o := range outer {
-			from, to := src[o*n*w:(o+1)*n*w], dst[o*len(r)*w:(o+1)*len(r)*w]
-			for i, ts := range r {
-				if len(ts) == 1 && ts[0].weight == 1 && ts[0].from == nil {
-					copy(to[i*w:(i+1)*w], from[ts[0].at*w:])
-					continue
-				}
-				for e := 0; e < w; e += codec.size {
-					sum := 0.0
-					for _, x := range ts {
-						if x.from != nil {
-							sum += x.weight * x.from.At(o*inner+e/codec.size, x.at)
-							continue
-						}
-						sum += x.weight * codec.get(from[x.at*w+e:])
-					}
-					codec.put(to[i*w+e:], sum)
-				}
+		mixed := make([]byte, bytes)
+		m.fill(mixed, old)
+		t.Release()
+		return mixed, nil
+	}), nil
+}
+
+// mixture makes the elements of a mixed tensor [outer, rows, inner] of those of an old one [outer, old, inner].
+type mixture struct {
+	codec        floatCodec
+	old, rows    int
+	outer, inner int
+	runs         []run
+}
+
+// fill shares the work among processors: each makes a part of the elements by itself, so the bytes are always the same.
+func (m *mixture) fill(mixed, old []byte) {
+	total := m.outer * len(m.runs)
+	parts := min(runtime.GOMAXPROCS(0), 1+len(mixed)>>16)
+	var workers sync.WaitGroup
+	for p := range parts {
+		workers.Go(func() {
+			sum := make([]float64, 4096)
+			for job := total * p / parts; job < total*(p+1)/parts; job++ {
+				m.stretch(mixed, old, job/len(m.runs), m.runs[job%len(m.runs)], sum)
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// stretch makes the elements of a run at outer index o; sum is room to work in.
+func (m *mixture) stretch(mixed, old []byte, o int, r run, sum []float64) {
+	size, length := m.codec.size, r.length*m.inner
+	mixed = mixed[(o*m.rows+r.first)*m.inner*size:][:length*size]
+	place := func(x term) []byte { return old[(o*m.old+x.at)*m.inner*size:][:length*size] }
+	if r.copies() {
+		copy(mixed, place(r.terms[0]))
+		return
+	}
+	for done := 0; done < length; done += len(sum) {
+		sum := sum[:min(len(sum), length-done)]
+		clear(sum)
+		for _, x := range r.terms {
+			if x.from == nil {
+				m.codec.add(sum, x.weight, place(x)[done*size:])
+				continue
+			}
+			for i := range sum {
+				at := done + i
+				sum[i] += x.weight * x.from.At(o*m.inner+at%m.inner, x.at+at/m.inner)
 			}
 		}
-		return dst, nil
-	}), nil
+		m.codec.put(mixed[done*size:], sum)
+	}
 }
