@@ -169,13 +169,15 @@ func newBertNormalizer(b json.RawMessage) (normalizer, error) {
 	}), nil
 }
 
-// cleanRune drops control and format characters and makes every white space a space.
+// cleanRune drops control, format and private characters, not those that no version of Unicode has assigned, and makes every white space a space.
 func cleanRune(r rune) rune {
 	switch {
+	case r == '\t', r == '\n', r == '\r':
+		return ' '
+	case r == unicode.ReplacementChar || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co):
+		return -1
 	case unicode.IsSpace(r):
 		return ' '
-	case r == 0 || r == unicode.ReplacementChar || unicode.In(r, unicode.C):
-		return -1
 	}
 	return r
 }

@@ -12,8 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"onnx-dha/verify"
 )
 
 // Tokenizer turns text into token ids and back. Its methods may be called from several goroutines.
@@ -67,7 +65,7 @@ func Open(path string) (Tokenizer, error) {
 	return t, nil
 }
 
-// read makes a tokenizer of the bytes of a file. The path serves vocabularies, which another package reads.
+// read makes a tokenizer of the bytes of a file.
 func read(path string, b []byte) (t Tokenizer, err error) {
 	defer func() {
 		if r := recover(); r != nil { // a file must not end the program, whatever is in it
@@ -89,52 +87,12 @@ func read(path string, b []byte) (t Tokenizer, err error) {
 		if m := bytes.TrimSpace(top["model"]); len(m) > 0 && m[0] == '{' {
 			return readHuggingFace(text)
 		}
-		return readVocabulary(path, top)
+		return readVocabulary(top)
 	case ext == ".model" || b[0] == 1<<3|2: // a message that begins with its field 1, the first piece
 		return readSentencePiece(b)
 	}
 	return nil, errors.New("it is of no kind known here; want " + kinds)
 }
-
-// vocabulary is a list of tokens, found in text from left to right, the longest first.
-type vocabulary struct {
-	*verify.Vocab
-	size int
-}
-
-func readVocabulary(path string, top map[string]json.RawMessage) (Tokenizer, error) {
-	for _, key := range []string{"tokenizer_class", "add_bos_token", "added_tokens_decoder", "bos_token"} {
-		if _, ok := top[key]; ok {
-			return nil, fmt.Errorf("it has settings (%q) but no tokens; want the tokenizer.json beside it", key)
-		}
-	}
-	// Such vocabularies go with a list of merges: without it, their tokens would be found in the wrong places.
-	for _, token := range []string{"Ġ", "Ġthe", "the</w>", "##s"} {
-		if _, ok := top[token]; ok {
-			return nil, fmt.Errorf("it is only the vocabulary of a tokenizer that also has rules (token %q shows so); "+
-				"want its tokenizer.json", token)
-		}
-	}
-	v, err := verify.LoadVocab(path)
-	if err != nil {
-		return nil, err
-	}
-	t := vocabulary{Vocab: v}
-	for _, id := range top {
-		var n int64
-		if json.Unmarshal(id, &n) == nil {
-			if n < 0 || n > maxID {
-				return nil, fmt.Errorf("token id %d; want 0 to %d", n, maxID)
-			}
-			t.size = max(t.size, int(n)+1)
-		}
-	}
-	return t, nil
-}
-
-func (vocabulary) Frame() (before, after []int64) { return nil, nil }
-
-func (v vocabulary) Size() int { return v.size }
 
 // maxID bounds token ids: what is beyond is a mistake in the file.
 const maxID = 1<<31 - 1

@@ -42,6 +42,7 @@ const texts = [
   "the the the the the the the king shall speak to the people of Rome",
   "x".repeat(150),
   "tail space \n ",
+  "private \ue000one un\u0378assigned\u0085next\u000bline\u000c non\u{10ffff}character",
   "!",
 ];
 
