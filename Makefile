@@ -20,6 +20,7 @@ CONCURRENT := ./cmd/... ./fusion ./graph ./ort
 
 DEMO := testmodels/char-llama
 FUZZTIME ?= 20s
+ROUNDS ?= 5
 
 .PHONY: help build runtime demo test check fmt vet staticcheck race bench fuzz proto clean
 
@@ -74,8 +75,9 @@ staticcheck:
 race: runtime
 	$(GO) test -race -short -timeout 10m $(CONCURRENT)
 
-bench: runtime ## measure; docs/benchmarks.md explains the figures
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
+bench: runtime ## measure; docs/benchmarks.md explains the figures. The second part writes gigabytes to TMPDIR, ROUNDS (5) times
+	$(GO) test -short -run '^$$' -bench . -benchmem -timeout 60m ./...
+	$(GO) test -run '^$$' -bench . -benchtime $(ROUNDS)x -timeout 60m ./cmd/onnx-dha
 
 fuzz: runtime ## run every fuzz target for FUZZTIME (20s)
 	@set -euo pipefail; \
