@@ -59,14 +59,21 @@ func Fingerprint(blocks []*attention.Block) (string, error) {
 func digest(b *attention.Block) ([]byte, error) {
 	h := sha256.New()
 	seen := map[*graph.Value]bool{}
-	add := func(role string, values ...*graph.Value) error {
-		for i, v := range values {
-			if v == nil || seen[v] {
+	type constant struct {
+		v *graph.Value
+		t *graph.Tensor
+	}
+	add := func(role string, constants ...constant) error {
+		for i, c := range constants {
+			if c.v == nil || seen[c.v] {
 				continue
 			}
-			seen[v] = true
+			seen[c.v] = true
 			fmt.Fprintf(h, "%s %d\n", role, i)
-			if err := digestTensor(h, v); err != nil {
+			if c.t == nil {
+				return fmt.Errorf("fingerprint of block %q: %q is not a constant", b.Name, c.v.Name)
+			}
+			if err := digestTensor(h, c.t); err != nil {
 				return fmt.Errorf("fingerprint of block %q: %w", b.Name, err)
 			}
 		}
@@ -76,22 +83,19 @@ func digest(b *attention.Block) ([]byte, error) {
 		role string
 		path *attention.Path
 	}{{"query", b.Query}, {"key", b.Key}, {"value", b.Value}} {
-		values := []*graph.Value{side.path.Projection.Weight, side.path.Projection.GemmBias}
+		p := side.path.Projection
+		constants := []constant{{p.Weight, p.Tensor}, {p.GemmBias, p.BiasTensor}}
 		for _, bias := range side.path.Biases {
-			values = append(values, bias.Value)
+			constants = append(constants, constant{bias.Value, bias.Tensor})
 		}
-		if err := add(side.role, values...); err != nil {
+		if err := add(side.role, constants...); err != nil {
 			return nil, err
 		}
 	}
 	return h.Sum(nil), nil
 }
 
-func digestTensor(h hash.Hash, v *graph.Value) error {
-	t := v.Const()
-	if t == nil {
-		return fmt.Errorf("%q is not a constant", v.Name)
-	}
+func digestTensor(h hash.Hash, t *graph.Tensor) error {
 	data, err := t.Bytes()
 	if err != nil {
 		return err

@@ -185,7 +185,7 @@ func (p *Plan) addLearned(path string) error {
 // fits checks the shapes of learned tensors against the block that they are for.
 func (l *Learned) fits(bp *BlockPlan) error {
 	b := bp.Block
-	in := func(p *attention.Path) int { return int(p.Projection.Weight.Const().Dims()[1-p.Projection.Axis]) }
+	in := func(p *attention.Path) int { return int(p.Projection.Tensor.Dims()[1-p.Projection.Axis]) }
 	for _, c := range []struct {
 		name       string
 		m          *mat.Dense

@@ -65,7 +65,7 @@ func ReadWeights(b *attention.Block) (*Weights, error) {
 			}
 		}
 		if o.Bias != nil {
-			if w.OutputBias, err = o.Bias.Value.Const().Float64s(); err != nil {
+			if w.OutputBias, err = o.Bias.Tensor.Float64s(); err != nil {
 				return nil, fmt.Errorf("block %q: output bias: %w", b.Name, err)
 			}
 		}
@@ -75,7 +75,7 @@ func ReadWeights(b *attention.Block) (*Weights, error) {
 
 // projectionMatrix returns a projection's weight as [in, out].
 func projectionMatrix(p *attention.Projection) (*mat.Dense, error) {
-	t := p.Weight.Const()
+	t := p.Tensor
 	x, err := t.Float64s()
 	if err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func pathBias(p *attention.Path, cols []int) ([]float64, error) {
 		return nil
 	}
 	if g := p.Projection.GemmBias; g != nil {
-		t := g.Const()
+		t := p.Projection.BiasTensor
 		if t == nil {
 			return nil, fmt.Errorf("the bias %q is computed, want a constant", g.Name)
 		}
@@ -122,7 +122,7 @@ func pathBias(p *attention.Path, cols []int) ([]float64, error) {
 		}
 	}
 	for _, b := range p.Biases {
-		x, err := b.Value.Const().Float64s()
+		x, err := b.Tensor.Float64s()
 		if err != nil {
 			return nil, err
 		}

@@ -179,6 +179,19 @@ func (g *Graph) RemoveDead(keep map[any]bool) (nodes, inits int) {
 	return nodes, inits
 }
 
+// RemoveWeight removes an initializer that nothing reads any more, also from the inputs where it is listed there too. One
+// that is read stays.
+func (g *Graph) RemoveWeight(v *Value) {
+	if v.Init == nil || v.Graph != g || len(v.users) > 0 {
+		return
+	}
+	same := func(w *Value) bool { return w == v }
+	g.Inits = slices.DeleteFunc(g.Inits, same)
+	g.Inputs = slices.DeleteFunc(g.Inputs, same)
+	delete(g.values, v.Name)
+	delete(g.Model.lazy, v.Init.Proto)
+}
+
 // Dead lists the nodes and initializers (as *Node and *Value) that RemoveDead would remove at once.
 func (g *Graph) Dead() map[any]bool {
 	out := map[any]bool{}

@@ -132,25 +132,6 @@ func (v *Value) IsOutput() bool {
 	return slices.ContainsFunc(v.users, func(u Use) bool { return u.Node == nil && u.Graph == v.Graph })
 }
 
-// Const returns the tensor behind v when it is known without running anything: an initializer that no caller can
-// override, or the output of a Constant node. It is nil otherwise.
-func (v *Value) Const() *Tensor {
-	if v == nil {
-		return nil
-	}
-	if v.Init != nil && !v.IsInput {
-		return v.Init
-	}
-	// Before IR version 4 every initializer had to be listed as an input too; it is a weight all the same.
-	if v.Init != nil && v.Graph.Model.Proto.GetIrVersion() < 4 {
-		return v.Init
-	}
-	if n := v.Producer; n != nil && n.OpType == "Constant" && canonicalDomain(n.Domain) == "" {
-		return n.ConstantTensor()
-	}
-	return nil
-}
-
 // String returns the name, or a mark for an omitted optional input.
 func (v *Value) String() string {
 	if v == nil {

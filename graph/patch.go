@@ -114,7 +114,19 @@ func (p *Patch) SetTensor(v *Value, t *Tensor) {
 		t.model = p.g.Model
 		p.g.Model.lazy[t.Proto] = t
 		v.Init = t
+		if v.IsInput && v.Info != nil { // listed as an input too: its declaration follows
+			v.Info = declaredLike(v, t)
+		}
 	})
+}
+
+// declaredLike declares v to be a tensor like t.
+func declaredLike(v *Value, t *Tensor) *onnxpb.ValueInfoProto {
+	dims := make([]any, len(t.Dims()))
+	for i, d := range t.Dims() {
+		dims[i] = d
+	}
+	return &onnxpb.ValueInfoProto{Name: &v.Name, Type: TensorType(t.DType(), dims...), MetadataProps: v.Info.GetMetadataProps()}
 }
 
 // SetType gives a value a declared type, nil removes it.
@@ -166,6 +178,11 @@ func (p *Patch) apply() (*Facts, error) {
 		v.Init.model = p.g.Model
 		p.g.Model.lazy[v.Init.Proto] = v.Init
 		p.g.Inits = append(p.g.Inits, v)
+		if p.g.Model.Proto.GetIrVersion() < 4 && p.g.Outer == nil { // weights are inputs too in these versions
+			v.IsInput = true
+			v.Info = declaredLike(v, v.Init)
+			p.g.Inputs = append(p.g.Inputs, v)
+		}
 	}
 	for _, n := range p.nodes {
 		for i, v := range n.In {

@@ -29,6 +29,9 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 		return nil, fmt.Errorf("the rewritten graph is not consistent, nothing was changed: %w", err)
 	}
 	m.Graph.RemoveDead(keep)
+	for _, v := range e.replaced {
+		m.Graph.RemoveWeight(v)
+	}
 	redeclare(m.Graph, facts)
 	if err := m.Check(); err != nil {
 		return nil, err
@@ -143,7 +146,7 @@ func (e *editor) output(b *attention.Block, order []int, l *fusion.Learned) erro
 	if o == nil {
 		return fmt.Errorf("it has learned output weights, but no output projection was found")
 	}
-	r := keep(int(o.Weight.Const().Dims()[o.RowAxis]))
+	r := keep(int(o.Tensor.Dims()[o.RowAxis]))
 	for i, h := range order {
 		for ch, row := range o.Rows[i] {
 			r[row] = []term{{at: o.Rows[h][ch], weight: 1}}
@@ -161,7 +164,7 @@ func (e *editor) output(b *attention.Block, order []int, l *fusion.Learned) erro
 	if o.Bias == nil {
 		return fmt.Errorf("it has a learned output bias, but its output projection has no bias")
 	}
-	t := o.Bias.Value.Const()
+	t := o.Bias.Tensor
 	m, err := graph.FromFloat64s(t.Name(), t.DType(), t.Dims(), l.OutputBias)
 	if err != nil {
 		return fmt.Errorf("output bias: %w", err)

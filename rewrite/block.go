@@ -19,11 +19,13 @@ type editor struct {
 	p     *graph.Patch
 	// shapes are Shape and Size nodes that have been given a correction, so that two paths do not correct one twice.
 	shapes map[*graph.Node]bool
-	opset  int64
+	// replaced are weights that some reader has been given another for.
+	replaced []*graph.Value
+	opset    int64
 }
 
 func newEditor(g *graph.Graph, f *graph.Facts) *editor {
-	return &editor{g, f, graph.NewPatch(g), map[*graph.Node]bool{}, g.Model.Opset("")}
+	return &editor{g: g, facts: f, p: graph.NewPatch(g), shapes: map[*graph.Node]bool{}, opset: g.Model.Opset("")}
 }
 
 // change is what happens to the heads of one path: Fusion over its heads, in the order of the fused heads.
@@ -90,7 +92,7 @@ func (c change) along(l attention.Layout, learned *mat.Dense) rows {
 // setWeight gives a projection a weight with new columns. A weight, or a Transpose or Cast of it, that something else
 // reads too is left alone and copied for this projection.
 func (e *editor) setWeight(p *attention.Projection, axis int, r rows) error {
-	t, err := mix(p.Weight.Const(), axis, r)
+	t, err := mix(p.Tensor, axis, r)
 	if err != nil {
 		return fmt.Errorf("projection %v: %w", p.Node, err)
 	}
@@ -115,7 +117,9 @@ func (e *editor) setConstant(old *graph.Value, t *graph.Tensor, reader *graph.No
 		e.p.SetTensor(old, t)
 	case !shared:
 		e.p.SetInput(reader, operand, e.p.Init(named(t, old.Name)))
+		e.replaced = append(e.replaced, old)
 	default:
+		e.replaced = append(e.replaced, old)
 		v := e.p.Init(named(t, old.Name))
 		slices.Reverse(chain)
 		for _, n := range chain {
@@ -149,7 +153,7 @@ func (e *editor) gemmBias(proj *attention.Projection, r rows) error {
 	if v == nil {
 		return nil
 	}
-	t := v.Const()
+	t := proj.BiasTensor
 	if t == nil {
 		return fmt.Errorf("projection %v: its bias %q is computed, want a constant", proj.Node, v.Name)
 	}
@@ -232,7 +236,7 @@ func bypass(c change) map[*graph.Node]bool {
 // bias makes the new contents of a constant that is added on a wire of layout l: learned values, or r along its axis. It
 // is nil when nothing changes.
 func (c change) bias(b attention.Side, l attention.Layout, r rows) (*graph.Tensor, error) {
-	t := b.Value.Const()
+	t := b.Tensor
 	fail := func(err error) (*graph.Tensor, error) {
 		return nil, fmt.Errorf("bias %q: %w", b.Value.Name, err)
 	}

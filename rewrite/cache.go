@@ -57,21 +57,36 @@ func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
 		l.Axis = axis
 		e.correctShapes(w, axis, l, r)
 	}
-	typ, err := resize(cache.Past, cache.PastAxis, int64(next.Len()))
+	typ, err := resize(cache.Past, cache.PastAxis, int64(old.Len()), int64(next.Len()), cache.Outer > 1)
 	if err != nil {
 		return nil, err
 	}
 	e.p.SetType(cache.Past, typ)
+	if cache.Outer > 1 && cache.Present != nil && cache.Present.Info != nil {
+		if typ, err = resize(cache.Present, cache.PresentAxis, int64(old.Len()), int64(next.Len()), true); err != nil {
+			return nil, err
+		}
+		e.p.SetType(cache.Present, typ)
+	}
 	return change, nil
 }
 
-// resize returns the declared type of a value with another size on one axis.
-func resize(v *graph.Value, axis int, size int64) (*onnxpb.TypeProto, error) {
+// resize returns the declared type of a value with to heads in place of from on one axis. Where the axis is merged with
+// the batch a symbolic size gets another name: it counts something else now.
+func resize(v *graph.Value, axis int, from, to int64, merged bool) (*onnxpb.TypeProto, error) {
 	typ := proto.Clone(v.Info.GetType()).(*onnxpb.TypeProto)
 	dims := typ.GetTensorType().GetShape().GetDim()
 	if axis >= len(dims) {
 		return nil, fmt.Errorf("%q is declared with %d axes, want more than %d", v.Name, len(dims), axis)
 	}
-	dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: size}
+	old, isConst := dims[axis].Value.(*onnxpb.TensorShapeProto_Dimension_DimValue)
+	switch {
+	case !merged:
+		dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: to}
+	case dims[axis].GetDimParam() != "":
+		dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimParam{DimParam: fmt.Sprintf("%s_%d_heads", dims[axis].GetDimParam(), to)}
+	case isConst:
+		dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: old.DimValue / from * to}
+	}
 	return typ, nil
 }

@@ -88,10 +88,10 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 				return nil, false
 			}
 			switch {
-			case node.Is("Identity"), node.Is("Cast"):
+			case e.pointwise(node, u.Index):
 			case node.Is("Add") || node.Is("Sub") && u.Index == 0:
 				other := node.In[1-u.Index]
-				t := other.Const()
+				t := e.facts.Const(other)
 				if t == nil {
 					return nil, false
 				}
@@ -185,6 +185,27 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 		}
 		return nil
 	}, true
+}
+
+// pointwise reports whether n treats every element of its carrying input alike: its other inputs are single numbers.
+func (e *editor) pointwise(n *graph.Node, carrying int) bool {
+	switch n.OpType {
+	case "Identity", "Cast", "Clip", "Add", "Sub", "Mul", "Div", "Min", "Max", "Neg", "Tanh", "Sigmoid", "Relu", "Dropout":
+	default:
+		return false
+	}
+	if n.Domain != "" && n.Domain != "ai.onnx" {
+		return false
+	}
+	for i, v := range n.In {
+		if i == carrying || v == nil {
+			continue
+		}
+		if t := v.Const(); t == nil || t.Len() != 1 {
+			return false
+		}
+	}
+	return true
 }
 
 // splitSizes returns the sizes of a Split's outputs.
@@ -349,11 +370,12 @@ func (e *editor) unpack(c change) error {
 	}
 	slices.Reverse(chain)
 
-	w, err := mix(proj.Weight.Const(), proj.Axis, r)
+	w, err := mix(proj.Tensor, proj.Axis, r)
 	if err != nil {
 		return fmt.Errorf("projection %v: %w", proj.Node, err)
 	}
 	v := e.p.Init(named(w, proj.Weight.Name))
+	e.replaced = append(e.replaced, proj.Weight)
 	back := []*graph.Node{}
 	for x := proj.Node.In[1]; proj.Reader != proj.Node; x = x.Producer.In[0] {
 		back = append(back, x.Producer)
@@ -367,7 +389,7 @@ func (e *editor) unpack(c change) error {
 	}
 	in := []*graph.Value{proj.Input, v}
 	if b := proj.GemmBias; b != nil {
-		t := b.Const()
+		t := proj.BiasTensor
 		if t == nil {
 			return fail(proj.Node, "its bias is computed")
 		}
@@ -391,14 +413,15 @@ func (e *editor) unpack(c change) error {
 				to = o
 			}
 		}
-		switch n.OpType {
-		case "Identity", "Cast", "Transpose", "Unsqueeze", "Squeeze":
+		carrying := slices.Index(n.In, from)
+		switch {
+		case e.pointwise(n, carrying), n.Is("Transpose"), n.Is("Unsqueeze"), n.Is("Squeeze"):
 			ins := slices.Clone(n.In)
-			ins[0] = cur
+			ins[carrying] = cur
 			cur = e.p.Node(n.OpType, n.Domain, n.Name, 1, ins, n.Proto.Attribute...)[0]
-		case "Add", "Sub":
+		case n.Is("Add"), n.Is("Sub"):
 			side := slices.IndexFunc(n.In, func(x *graph.Value) bool { return x != from })
-			t := n.In[side].Const()
+			t := e.facts.Const(n.In[side])
 			if t == nil || len(t.Dims()) == 0 || t.Len() != t.Dims()[len(t.Dims())-1] {
 				return fail(n, "its bias is not a constant vector")
 			}
@@ -414,7 +437,7 @@ func (e *editor) unpack(c change) error {
 				return fail(n, "its bias does not have one entry per column")
 			}
 			cur = e.p.Node(n.OpType, n.Domain, n.Name, 1, ins, n.Proto.Attribute...)[0]
-		case "Reshape":
+		case n.Is("Reshape"):
 			left, ok := c.path.Extent[to]
 			if !ok {
 				return fail(n, "the columns cannot be followed through it")
@@ -424,9 +447,9 @@ func (e *editor) unpack(c change) error {
 				return err
 			}
 			cur = e.p.Node("Reshape", n.Domain, n.Name, 1, []*graph.Value{cur, v}, n.Proto.Attribute...)[0]
-		case "Split", "Slice":
+		case n.Is("Split"), n.Is("Slice"):
 			// The packed axis holds this part only: nothing is left to cut.
-		case "Gather":
+		case n.Is("Gather"):
 			if k, ok := e.facts.Known(n.Input(1)); !ok || len(k.Ints) != 1 {
 				return fail(n, "it gathers more than one part")
 			}

@@ -74,7 +74,7 @@ func (e *editor) tie(changes []change) error {
 			if done[b.Node] {
 				continue
 			}
-			t := b.Value.Const()
+			t := b.Tensor
 			bias := biases
 			l := c.path.Wires[b.Node.Out[0]]
 			var m *graph.Tensor
@@ -106,7 +106,7 @@ func (c change) tiedBias(b attention.Side, l attention.Layout) (*graph.Tensor, e
 		if r.trivial(l.Len()) {
 			return nil, nil
 		}
-		return mix(b.Value.Const(), b.Axis, r)
+		return mix(b.Tensor, b.Axis, r)
 	}
 	// The fused bias, given to every head of its group.
 	each := change{path: c.path, learnedBias: c.learnedBias, Fusion: fusion.Identity(heads(c.path)), column: make([]int, heads(c.path))}

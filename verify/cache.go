@@ -134,6 +134,43 @@ func extends(out *graph.Value) (past *graph.Value, axis int, grows bool) {
 	return nil, 0, false
 }
 
+// mergedBatch finds caches whose first axis is batch·heads: what is appended to such a cache has k·batch there, for a
+// fixed k. The symbols of these axes are given k as their multiple of the batch.
+func (s *Signature) mergedBatch(g *graph.Graph) {
+	var facts *graph.Facts
+	for i := range s.Inputs {
+		in := &s.Inputs[i]
+		if in.Role != PastCache || len(in.Dims) == 0 {
+			continue
+		}
+		sym, sole := soleSymbol(in.Dims[0])
+		if !sole || s.quantity[sym] != Batch {
+			continue
+		}
+		for _, u := range g.Value(in.Name).Users() {
+			if !u.Node.Is("Concat") {
+				continue
+			}
+			if facts == nil {
+				facts = graph.Infer(g)
+			}
+			for _, x := range u.Node.In {
+				shape, ok := facts.Shape(x)
+				if !ok || len(shape) != len(in.Dims) || shape[0].Equal(in.Dims[0]) {
+					continue
+				}
+				for _, other := range shape[0].Symbols() {
+					if k, ok := shape[0].Div(graph.Sym(other)); ok && other != sym {
+						if n, fixed := k.Const(); fixed && n > 1 {
+							s.multiple[sym] = n
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // seqAxis guesses the axis that counts positions: the last but the first that is not a fixed size.
 func seqAxis(dims []graph.Dim) int {
 	for axis := len(dims) - 1; axis > 0; axis-- {
@@ -167,11 +204,31 @@ func (m headMaps) expand(name string, t *ort.Tensor) (*ort.Tensor, error) {
 	if !ok {
 		return t, nil
 	}
-	out, err := GatherHeads(t, c.Axis, c.Map)
+	heads := c.Map
+	if c.Axis >= 0 && c.Axis < len(t.Shape) {
+		heads = repeated(c.Map, int(t.Shape[c.Axis]))
+	}
+	out, err := GatherHeads(t, c.Axis, heads)
 	if err != nil {
 		return nil, fmt.Errorf("cache %q of %s: %w", name, c.Block, err)
 	}
 	return out, nil
+}
+
+// repeated extends a map of heads to an axis on which the batch is merged with the heads, batch·heads: of an axis of
+// length n every run of as many heads as the map leads to is mapped alike.
+func repeated(heads []int, n int) []int {
+	fused := slices.Max(heads) + 1
+	if n <= fused || n%fused != 0 {
+		return heads
+	}
+	var out []int
+	for at := 0; at < n; at += fused {
+		for _, g := range heads {
+			out = append(out, at+g)
+		}
+	}
+	return out
 }
 
 // GatherHeads returns t with index i of the axis taken from index heads[i].

@@ -129,7 +129,7 @@ func (s *Signature) pads() bool {
 
 // isPadMask reports whether the input marks the tokens of [batch, length] with ones.
 func (in Input) isPadMask() bool {
-	return in.Role == MaskOnes && len(in.Dims) == 2 && !isFloat(in.DType) && !strings.Contains(strings.ToLower(in.Name), "encoder")
+	return (in.Role == MaskOnes || in.Role == MaskHides) && len(in.Dims) == 2 && !isFloat(in.DType) && !strings.Contains(strings.ToLower(in.Name), "encoder")
 }
 
 // batch is the content of one call: which tokens, after which past, which of them are padding.
@@ -191,7 +191,7 @@ func (s *Signature) env(c Case) (map[string]int64, error) {
 				if !ok {
 					q = Other
 				}
-				env[sym] = int64(size[q])
+				env[sym] = int64(size[q]) * max(s.multiple[sym], 1)
 			}
 		}
 	}
@@ -215,7 +215,7 @@ func (s *Signature) shape(in Input, c Case, env map[string]int64) ([]int64, erro
 		} else if _, sole := soleSymbol(d); sole && !overridden(d.Symbols(), c.Sizes) {
 			// Exporters sometimes name these axes like the tokens'; the places say more than the names.
 			switch q := s.axisQuantity(in, axis); {
-			case q == Total && in.Role == MaskOnes:
+			case q == Total && (in.Role == MaskOnes || in.Role == MaskHides):
 				n, ok = int64(c.Past+c.Seq), true
 			case q == Past:
 				n, ok = int64(c.Past), true
@@ -240,6 +240,7 @@ type maker func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([
 var makers = map[Role]maker{
 	TokenIDs:  makeTokens,
 	MaskOnes:  makeMask,
+	MaskHides: makeHidingMask,
 	Positions: makePositions,
 	Numbers:   makeNormal,
 	PastCache: makeNormal,
@@ -326,6 +327,14 @@ func makeTokens(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([
 		out[i] = float64(t)
 	}
 	return out, nil
+}
+
+func makeHidingMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
+	out, err := makeMask(s, in, b, shape, r)
+	for i := range out {
+		out[i] = 1 - out[i]
+	}
+	return out, err
 }
 
 func makeMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {

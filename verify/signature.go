@@ -23,6 +23,7 @@ type Signature struct {
 	Precision onnxpb.TensorProto_DataType
 
 	quantity map[string]Quantity // what each symbol counts
+	multiple map[string]int64    // of the batch that a symbol stands for, where it is not 1
 	fixed    map[Quantity]int    // sizes that the model does not leave open
 }
 
@@ -52,6 +53,7 @@ type Role string
 const (
 	TokenIDs  Role = "tokens"      // below Rows
 	MaskOnes  Role = "mask"        // 1 for a token, 0 for padding
+	MaskHides Role = "hiding mask" // true for padding, as torch's key_padding_mask
 	Positions Role = "positions"   // counted from the past on, padding not counted
 	Segments  Role = "segments"    // zeros
 	PastCache Role = "cache"       // keys or values of earlier steps
@@ -87,6 +89,7 @@ type roleRow struct {
 // roleRows are tried in order.
 var roleRows = []roleRow{
 	{HasPast, isBool, []string{"use_cache", "has_past"}},
+	{MaskHides, isBool, []string{"padding_mask"}},
 	{MaskOnes, isReal, []string{"mask"}},
 	{Positions, isInt, []string{"position"}},
 	{Segments, isInt, []string{"token_type", "segment"}},
@@ -114,7 +117,7 @@ func isReal(t onnxpb.TensorProto_DataType) bool { return isInt(t) || isFloat(t) 
 
 // Describe reads a model's signature.
 func Describe(m *graph.Model) (*Signature, error) {
-	s := &Signature{quantity: map[string]Quantity{}, fixed: map[Quantity]int{}, Precision: onnxpb.TensorProto_FLOAT}
+	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, Precision: onnxpb.TensorProto_FLOAT}
 	for _, v := range m.Graph.Inputs {
 		if v.Init != nil {
 			continue // a weight that callers may override, or an old file's habit
@@ -132,6 +135,7 @@ func Describe(m *graph.Model) (*Signature, error) {
 	s.assignRoles(m.Graph)
 	s.findLogits(m.Graph)
 	s.countDims()
+	s.mergedBatch(m.Graph)
 	s.findPrecision(m.Graph)
 	return s, nil
 }
@@ -386,7 +390,7 @@ func (s *Signature) countDims() {
 		}
 	}
 	// Roles whose axes are certain come first: a symbol means the same wherever it stands.
-	order := []Role{TokenIDs, PastCache, Positions, Segments, MaskOnes, Numbers, Flags, Integers, LastPos}
+	order := []Role{TokenIDs, PastCache, Positions, Segments, MaskOnes, MaskHides, Numbers, Flags, Integers, LastPos}
 	for _, role := range order {
 		for _, in := range s.Inputs {
 			if in.Role != role {
@@ -438,7 +442,7 @@ func (s *Signature) axisQuantity(in Input, axis int) Quantity {
 			return length
 		}
 		return Batch
-	case MaskOnes:
+	case MaskOnes, MaskHides:
 		if length == Seq && s.grows() && axis == rank-1 {
 			length = Total
 		}

@@ -80,12 +80,15 @@ type Projection struct {
 	// Weight is the initializer or Constant output behind the weight operand; Axis is its column axis (output features)
 	// and Operand the node and input that read it, which is not the MatMul when a Transpose or Cast lies between.
 	Weight  *graph.Value
+	Tensor  *graph.Tensor // the constant of Weight
 	Axis    int
 	Reader  *graph.Node
 	Operand int
 	Columns int // output features
 	// GemmBias is the C operand of a Gemm, nil without one.
 	GemmBias *graph.Value
+	// BiasTensor is its constant, nil when it is computed.
+	BiasTensor *graph.Tensor
 }
 
 // Path is the way from a projection to an operand of one of the products.
@@ -148,10 +151,11 @@ func (l Layout) Len() int { return l.Outer * l.Heads * l.Repeat * l.Inner }
 
 // Side is input Input of Node that is not on a path itself.
 type Side struct {
-	Node  *graph.Node
-	Input int
-	Value *graph.Value
-	Axis  int // the axis of Value along which heads (or columns) differ
+	Node   *graph.Node
+	Input  int
+	Value  *graph.Value
+	Tensor *graph.Tensor // of a bias: the constant of Value
+	Axis   int           // the axis of Value along which heads (or columns) differ
 }
 
 // Cache is the pair of graph input and output through which a caller passes keys or values from step to step. One that
@@ -165,6 +169,7 @@ type Cache struct {
 	Stacked           bool
 	Heads             int // heads in the cache: KVHeads, or more when repeated heads are cached
 	Repeat            int
+	Outer             int // more than 1 when the head axis is merged with the batch, batch·heads
 	Concat            *graph.Node
 }
 

@@ -104,17 +104,17 @@ func (b *Block) between(t *tracer, n *graph.Node, before bool) *stop {
 			}
 			continue
 		}
-		if before && (n.Is("Add") || n.Is("Where")) {
+		shape, ok := concreteShape(t.facts, v)
+		if !ok {
+			return &stop{n, v, fmt.Sprintf("the shape of %q, which meets the scores at %v, is not known", v.Name, n)}
+		}
+		if overKeys := len(shape) > 0 && shape[len(shape)-1] != 1; before && !n.Is("Concat") && (overKeys || n.Is("Where")) {
 			if n.Is("Where") {
 				b.Mask = WhereMsk
 			} else if b.Mask == NoMask {
 				b.Mask = AddMask
 			}
 			b.Causal = b.Causal || causal(v)
-		}
-		shape, ok := concreteShape(t.facts, v)
-		if !ok {
-			return &stop{n, v, fmt.Sprintf("the shape of %q, which meets the scores at %v, is not known", v.Name, n)}
 		}
 		axis := l.Axis - (len(out.shape) - len(shape))
 		if l.Axis >= 0 && axis >= 0 && shape[axis] != 1 {
@@ -152,6 +152,8 @@ func causal(v *graph.Value) bool {
 			return true
 		case "MatMul", "Gemm", "Softmax", "LayerNormalization", "Conv":
 			return false
+		case "Gather": // a table looked up by position is not a mask, whatever its indices are made of
+			return up(n.Input(0))
 		case "Less", "LessOrEqual", "Greater", "GreaterOrEqual":
 			if positions(n.Input(0)) && positions(n.Input(1)) {
 				return true
@@ -181,25 +183,31 @@ func positions(v *graph.Value) bool {
 	return false
 }
 
-// triangle reports whether a constant's last two axes hold a lower triangle (a causal mask kept as a buffer).
+// triangle reports whether a constant hides later positions: the last two axes hold one value above a diagonal that
+// ends in the last column (rows are the last positions of the columns), and another on it. Below, anything may stand: a
+// window hides early positions too.
 func triangle(c *graph.Tensor) bool {
 	d := c.Dims()
-	if len(d) < 2 || d[len(d)-1] != d[len(d)-2] || d[len(d)-1] < 2 || c.Len() > 1<<24 {
+	if len(d) < 2 || d[len(d)-2] < 2 || d[len(d)-1] < d[len(d)-2] || c.Len() > 1<<24 {
 		return false
 	}
-	n := int(d[len(d)-1])
+	rows, cols := int(d[len(d)-2]), int(d[len(d)-1])
 	x, err := c.Float64s()
-	if err != nil || len(x) < n*n {
+	if err != nil || len(x) < rows*cols {
 		return false
 	}
-	x = x[:n*n]
-	low, high := x[n], x[1] // below and above the diagonal
-	if low == high {
+	past := cols - rows
+	hidden, seen := x[past+1], x[past]
+	if hidden == seen {
 		return false
 	}
-	for i := range n {
-		for j := range n {
-			if j > i && x[i*n+j] != high || j < i && x[i*n+j] != low {
+	for i := range rows {
+		row := x[i*cols : (i+1)*cols]
+		if row[i+past] != seen {
+			return false
+		}
+		for _, v := range row[i+past+1:] {
+			if v != hidden {
 				return false
 			}
 		}
@@ -266,7 +274,7 @@ func (b *Block) output(f *survey, pid, batch []int, rowCount int) {
 		rows[int(set[0])/b.ValueDim][int(set[0])%b.ValueDim] = r
 	}
 	owners := t.blocks(b.Heads, b.ValueDim)
-	o := &Output{Bias: outputBias(found), Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
+	o := &Output{Bias: outputBias(f, found), Projection: found, Rows: rows, RowAxis: 1 - found.Axis, Nodes: t.nodes, Wires: map[*graph.Value]Layout{}}
 	for _, w := range wires {
 		l, ok := owners.layout(t.memo[w])
 		if !ok || !l.Pure {
@@ -292,13 +300,14 @@ func (b *Block) output(f *survey, pid, batch []int, rowCount int) {
 }
 
 // outputBias finds the bias of the output projection: the C operand of a Gemm, or a vector that the only reader adds.
-func outputBias(p *Projection) *Side {
+func outputBias(f *survey, p *Projection) *Side {
 	side := func(n *graph.Node, i int) *Side {
 		v := n.Input(i)
-		if v == nil || v.Const() == nil || v.Const().Len() != int64(p.Columns) {
+		t := f.Const(v)
+		if t == nil || t.Len() != int64(p.Columns) {
 			return nil
 		}
-		return &Side{Node: n, Input: i, Value: v, Axis: len(v.Const().Dims()) - 1}
+		return &Side{Node: n, Input: i, Value: v, Tensor: t, Axis: len(t.Dims()) - 1}
 	}
 	if p.GemmBias != nil {
 		return side(p.Node, 2)
@@ -368,7 +377,7 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 					return nil, &stop{w.Producer, w, fmt.Sprintf("%s are given out twice, as %q and %q", what, c.Present.Name, w.Name)}
 				}
 				c.Present, c.PresentAxis, c.Stacked = w, l.Axis, c.Stacked || stacked[w]
-				c.Heads, c.Repeat = l.Heads*l.Repeat, l.Repeat
+				c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
 			case n == nil || own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
 			case n.Graph != w.Graph:
 				return nil, &stop{n, w, fmt.Sprintf("%s are also read inside a subgraph, by %v", what, n)}
@@ -486,6 +495,6 @@ func (c *Cache) past(f *survey, concat *graph.Node, x *graph.Value, l Layout, wh
 		return &stop{concat, v, fmt.Sprintf("the cache input %q has no axis with the heads", v.Name)}
 	}
 	c.Past, c.Concat = v, concat
-	c.Heads, c.Repeat = l.Heads*l.Repeat, l.Repeat
+	c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
 	return nil
 }

@@ -95,12 +95,12 @@ func core(f *survey, sm *graph.Node) (b *Block, st *stop, attention bool) {
 	if x == nil || len(sm.Out) == 0 || sm.Out[0] == nil {
 		return nil, &stop{sm, nil, "the softmax has no input or output"}, false
 	}
-	products := productsAbove(x)
+	products := productsAbove(f, x)
 	pv, through := productBelow(sm.Out[0])
 	if len(products) == 0 || pv == nil {
 		switch {
 		case pv == nil && through != nil:
-			return nil, &stop{through, nil, whyNoProduct("after", through)}, len(products) > 0
+			return nil, &stop{through, nil, whyNoProduct("after", through)}, len(products) > 0 || einsumAbove(x) != nil
 		case len(products) > 0:
 			return nil, &stop{sm, sm.Out[0], "no product with values follows the softmax"}, false
 		}
@@ -154,16 +154,16 @@ func whyNoProduct(where string, n *graph.Node) string {
 var betweenProducts = map[string]func(int) bool{
 	"Add": nil, "Sub": nil, "Mul": nil, "Div": nil, "Max": nil, "Min": nil, "Where": func(i int) bool { return i > 0 },
 	"Cast": only(0), "Identity": only(0), "Reshape": only(0), "Unsqueeze": only(0), "Squeeze": only(0), "Clip": only(0),
-	"Tanh": only(0), "Dropout": only(0), "Transpose": only(0), "Gather": only(0), "Expand": only(0), "Neg": only(0), "Softcap": only(0),
+	"Tanh": only(0), "Dropout": only(0), "Transpose": only(0), "Gather": only(0), "Slice": only(0), "Concat": nil, "Expand": only(0), "Neg": only(0), "Softcap": only(0),
 }
 
 // productsAbove lists products of two computed operands from which v comes by operators that may stand between scores
 // and softmax.
-func productsAbove(v *graph.Value) []*graph.Node {
+func productsAbove(f *survey, v *graph.Value) []*graph.Node {
 	var out []*graph.Node
 	climb(v, func(n *graph.Node) {
 		if n.Is("MatMul") && len(n.In) == 2 && n.In[0] != nil && n.In[1] != nil && n.In[0].Const() == nil {
-			if w, _, _, _ := constantBehind(n, 1); w == nil {
+			if w, _, _, _ := constantBehind(f, n, 1); w == nil {
 				out = append(out, n)
 			}
 		}
@@ -327,9 +327,17 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 		return nil, st
 	}
 	for _, p := range []*Path{k, v} {
-		for w, l := range p.Wires {
-			if l.Spread && b.Fixed == "" {
-				b.Fixed = fmt.Sprintf("its key/value heads lie in no regular order on %q, as after an earlier rewrite", w.Name)
+		if p.Projection.GemmBias != nil && p.Projection.BiasTensor == nil && b.Fixed == "" {
+			b.Fixed = fmt.Sprintf("the bias %q of %v is computed, want a constant", p.Projection.GemmBias.Name, p.Projection.Node)
+		}
+		if len(p.PerHead) > 0 && b.Fixed == "" {
+			b.Fixed = fmt.Sprintf("%q differs from head to head at %v, so heads cannot be fused", p.PerHead[0].Value.Name, p.PerHead[0].Node)
+		}
+		for _, n := range p.Nodes {
+			for _, o := range n.Out {
+				if l, ok := p.Wires[o]; ok && l.Spread && b.Fixed == "" {
+					b.Fixed = fmt.Sprintf("its key/value heads lie in no regular order on %q", o.Name)
+				}
 			}
 		}
 	}
@@ -354,7 +362,7 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 }
 
 // stackedAlready is why a block in the form of the grouped lowering is not rewritten again.
-const stackedAlready = "the queries of one group are stacked on the rows of a product already, as after an earlier rewrite"
+const stackedAlready = "the queries of one group are stacked on the rows of a product already"
 
 // readers matches query heads, one for every batch position or for every row there, with the key or value heads at the
 // same batch positions.

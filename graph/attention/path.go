@@ -15,14 +15,14 @@ var quantised = map[string]bool{
 
 // projectionOf describes n when it multiplies activations by a constant weight.
 func projectionOf(f *survey, n *graph.Node) (*Projection, bool) {
-	if !n.Is("MatMul") && !n.Is("Gemm") || len(n.In) < 2 || n.In[0] == nil || n.In[1] == nil || n.In[0].Const() != nil || len(n.Out) == 0 {
+	if !n.Is("MatMul") && !n.Is("Gemm") || len(n.In) < 2 || n.In[0] == nil || n.In[1] == nil || len(n.Out) == 0 {
 		return nil, false
 	}
-	w, reader, operand, flipped := constantBehind(n, 1)
-	if w == nil || len(w.Const().Dims()) != 2 {
+	w, reader, operand, flipped := constantBehind(f, n, 1)
+	if w == nil || len(f.Const(w).Dims()) != 2 {
 		return nil, false
 	}
-	p := &Projection{Node: n, Input: n.In[0], Output: n.Out[0], Weight: w, Axis: 1, Reader: reader, Operand: operand}
+	p := &Projection{Node: n, Input: n.In[0], Output: n.Out[0], Weight: w, Tensor: f.Const(w), Axis: 1, Reader: reader, Operand: operand}
 	if n.Is("Gemm") {
 		if n.Int("transA", 0) != 0 {
 			return nil, false
@@ -30,24 +30,26 @@ func projectionOf(f *survey, n *graph.Node) (*Projection, bool) {
 		if n.Int("transB", 0) != 0 {
 			flipped = !flipped
 		}
-		p.GemmBias = n.Input(2)
+		if p.GemmBias = n.Input(2); p.GemmBias != nil {
+			p.BiasTensor = f.Const(p.GemmBias)
+		}
 	}
 	if flipped {
 		p.Axis = 0
 	}
-	p.Columns = int(w.Const().Dims()[p.Axis])
+	p.Columns = int(p.Tensor.Dims()[p.Axis])
 	return p, true
 }
 
 // constantBehind follows operand i of n back to a constant through operators that only change its layout or type.
 // It returns the constant, the node and input that read it, and whether its two axes are swapped on the way.
-func constantBehind(n *graph.Node, i int) (c *graph.Value, reader *graph.Node, operand int, flipped bool) {
+func constantBehind(f *survey, n *graph.Node, i int) (c *graph.Value, reader *graph.Node, operand int, flipped bool) {
 	for range 8 {
 		v := n.Input(i)
 		if v == nil {
 			return nil, nil, 0, false
 		}
-		if v.Const() != nil {
+		if f.Const(v) != nil {
 			return v, n, i, flipped
 		}
 		p := v.Producer
@@ -114,7 +116,7 @@ func whyStopped(f *survey, n *graph.Node) string {
 				}
 			}
 		}
-		if w := n.Input(1); w != nil && w.IsInput {
+		if w := n.Input(1); w != nil && w.IsInput && w.Init == nil {
 			return fmt.Sprintf("the projection's weight %q is passed by the caller, not kept in the model", w.Name)
 		}
 		if w := n.Input(1).Const(); w != nil {
@@ -556,8 +558,8 @@ func (p *Path) sides(t *tracer, n *graph.Node) *stop {
 		if l.Axis < 0 || axis < 0 || axis >= len(shape) || shape[axis] == 1 {
 			continue
 		}
-		side := Side{Node: n, Input: i, Value: v, Axis: axis}
-		if v.Const() != nil && (n.Is("Add") || n.Is("Sub") && i == 1) && alone(shape, axis, out, len(out.shape)-len(shape)) {
+		side := Side{Node: n, Input: i, Value: v, Tensor: t.facts.Const(v), Axis: axis}
+		if side.Tensor != nil && (n.Is("Add") || n.Is("Sub") && i == 1) && alone(shape, axis, out, len(out.shape)-len(shape)) {
 			p.Biases = append(p.Biases, side)
 		} else {
 			p.PerHead = append(p.PerHead, side)

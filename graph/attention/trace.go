@@ -280,22 +280,38 @@ func reshapeTarget(f *survey, n *graph.Node, in []int) ([]int, error) {
 		}
 		target = dims
 	}
+	// One size follows from the others: that of -1, or else of a dimension that nothing is known of.
+	infer := slices.IndexFunc(target, func(d graph.Dim) bool { return d.Equal(graph.Int(-1)) })
+	out, err := sampleTarget(n, target, in, infer)
+	if infer < 0 && (err != nil || product(out) != product(in)) {
+		infer = slices.IndexFunc(target, func(d graph.Dim) bool { return d.Unknown() })
+		out, err = sampleTarget(n, target, in, infer)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if product(out) != product(in) {
+		return nil, errShape
+	}
+	return out, nil
+}
+
+// sampleTarget samples the entries of a target; entry infer is what is left of the input's size.
+func sampleTarget(n *graph.Node, target []graph.Dim, in []int, infer int) ([]int, error) {
 	out := make([]int, len(target))
-	infer, known := -1, 1
+	known := 1
 	for i, d := range target {
-		c, isConst := d.Const()
-		switch {
-		case isConst && c == -1, d.Unknown() && infer < 0:
-			infer = i
+		if i == infer {
 			continue
-		case isConst && c == 0 && n.Int("allowzero", 0) == 0:
+		}
+		if c, isConst := d.Const(); isConst && c == 0 && n.Int("allowzero", 0) == 0 {
 			if i >= len(in) {
 				return nil, errShape
 			}
 			out[i] = in[i]
-		default:
+		} else {
 			s, ok := d.Sample(sampleSize)
-			if !ok || s < 1 {
+			if !ok || s < 1 || s > maxColumns {
 				return nil, errShape
 			}
 			out[i] = int(s)
@@ -307,9 +323,6 @@ func reshapeTarget(f *survey, n *graph.Node, in []int) ([]int, error) {
 			return nil, errShape
 		}
 		out[infer] = product(in) / known
-	}
-	if product(out) != product(in) {
-		return nil, errShape
 	}
 	return out, nil
 }

@@ -178,8 +178,19 @@ func key(n *graph.Node) string {
 	return ""
 }
 
-// Key identifies a node in another copy of the model, as Expansion.Key does.
-func Key(n *graph.Node) string { return key(n) }
+// Owners returns a test for the nodes of another copy of the model, not expanded yet, whose expansions hold one of the
+// given nodes: what to expand so that those nodes come to be.
+func Owners(expansions []Expansion, nodes map[*graph.Node]bool) func(*graph.Node) bool {
+	keys := map[string]bool{}
+	inside := map[*graph.Node]bool{}
+	for i := len(expansions) - 1; i >= 0; i-- {
+		e := &expansions[i]
+		if slices.ContainsFunc(e.Nodes, func(n *graph.Node) bool { return nodes[n] || inside[n] }) {
+			keys[e.Key], inside[e.node] = true, true
+		}
+	}
+	return func(n *graph.Node) bool { return keys[key(n)] }
+}
 
 // baseName is the scope of a node's expansion: its name, or that of its first output.
 func baseName(n *graph.Node) string {

@@ -156,8 +156,8 @@ func Remember(expanded *graph.Model, expansions []Expansion) *Constants {
 		}
 		c.known[n], c.inputs[n] = true, slices.Clone(n.In)
 		for _, v := range n.In {
-			if t := v.Const(); t != nil {
-				c.before[v] = t
+			if v != nil && v.Init != nil {
+				c.before[v] = v.Init
 			}
 		}
 	}
@@ -176,8 +176,7 @@ type place struct {
 // changed returns the constant that input i of n of the expanded model reads now if it is another than before.
 func (c *Constants) changed(n *graph.Node, i int) (*graph.Tensor, bool) {
 	v := n.Input(i)
-	t := v.Const()
-	return t, v != nil && (v != c.inputs[n][i] || t != c.before[v])
+	return v.Const(), v != nil && (v != c.inputs[n][i] || v.Init != c.before[v])
 }
 
 // Carry gives fused, another copy of the model before it was expanded, the constants that the expanded model has now.
@@ -246,9 +245,9 @@ func (c *Constants) Carry(fused *graph.Model) error {
 
 // copy makes a value of the expanded model in the fused one: a constant, or what nodes that were added make of one.
 func (c *Constants) copy(p *graph.Patch, fused *graph.Model, v *graph.Value) (*graph.Value, error) {
-	switch t := v.Const(); {
-	case t != nil:
-		u, err := clone(t, v.Name)
+	switch {
+	case v.Init != nil:
+		u, err := clone(v.Init, v.Name)
 		if err != nil {
 			return nil, err
 		}
