@@ -75,7 +75,7 @@ staticcheck:
 race: runtime
 	$(GO) test -race -short -timeout 10m $(CONCURRENT)
 
-bench: runtime ## measure; docs/benchmarks.md explains the figures. The second part writes gigabytes to TMPDIR, ROUNDS (5) times
+bench: runtime ## measure; writes gigabytes to TMPDIR, ROUNDS (5) times
 	$(GO) test -short -run '^$$' -bench . -benchmem -timeout 60m ./...
 	$(GO) test -run '^$$' -bench . -benchtime $(ROUNDS)x -timeout 60m ./cmd/onnx-dha
 
