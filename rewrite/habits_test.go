@@ -115,6 +115,9 @@ func listed(m *graph.Model, ir int64) {
 }
 
 func TestExactWhateverTheHabits(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short")
+	}
 	runtime(t)
 	for _, h := range habits {
 		for _, family := range h.families {

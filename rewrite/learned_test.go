@@ -91,6 +91,9 @@ func run(t *testing.T, path string, plan func(m *graph.Model) *fusion.Plan) *ver
 
 // Learned weights take their places in every packing: the rewritten model agrees with the tied reference.
 func TestExactLearned(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short")
+	}
 	runtime(t)
 	for _, f := range testmodels.Families() {
 		m, err := f.Build(testmodels.Options{Cache: f.Decoder, Seed: 9, Bias: true})
