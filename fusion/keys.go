@@ -22,11 +22,13 @@ type keys struct {
 	turned []hermitian // of frequency f: E[z_i z̄_j]
 	lambda [][]float64 // [head][frequency]: ½ Σ E|q|²
 	free   *stack      // the channels that are not turned; nil without any
+	// metric takes the place of lambda where the statistics have it and all channels are turned; nil otherwise.
+	metric *scoreMetric
 }
 
-// newKeys takes E[kᵀk] of all key heads side by side, that of what is left when a constant is added to every key, and
-// E[q_rᵀq_r] of the query heads.
-func newKeys(w *Weights, plain, varying *mat.SymDense, query []*mat.SymDense) (*keys, error) {
+// newKeys takes E[kᵀk] of all key heads side by side; their covariance, since a constant added to every key is nothing to a
+// softmax, as each query head sees it or one for all; and E[q_rᵀq_r] of the query heads.
+func newKeys(w *Weights, plain *mat.SymDense, seen, query []*mat.SymDense) (*keys, error) {
 	pairs, rest, err := channels(w.Rotary, w.HeadDim)
 	if err != nil {
 		return nil, err
@@ -64,8 +66,11 @@ func newKeys(w *Weights, plain, varying *mat.SymDense, query []*mat.SymDense) (*
 			cols = append(cols, h*k.d+c)
 		}
 	}
-	v := chosen(varying, cols)
-	k.free, err = newStack(len(rest), k.reads, weight, []*mat.SymDense{v}, chosen(plain, cols))
+	var varying []*mat.SymDense
+	for _, c := range seen {
+		varying = append(varying, chosen(c, cols))
+	}
+	k.free, err = newStack(len(rest), k.reads, weight, varying, chosen(plain, cols))
 	return k, err
 }
 
@@ -96,7 +101,18 @@ func (k *keys) weighted(f int, group []int, scale func(h int) float64) hermitian
 // best is, for each frequency, the rank-1 approximation of the matrix with rows s_h z_h, s_h = √λ_h: with u the leading
 // eigenvector of its Gram matrix, the fused key is c = Σ_h ū_h s_h z_h and head h's key ≈ (u_h/s_h)·c. It holds every
 // mean, weighted mean and alignment by phases. The channels that are not turned are mixed as those of a stack.
+//
+// That is exact for the energy by frequency. With a metric of the scores it is where the fit starts.
 func (k *keys) best(group []int) (*mixture, error) {
+	m, err := k.closed(group)
+	if err != nil || k.metric == nil || len(group) == 1 {
+		return m, err
+	}
+	_, err = k.metric.improve(k, group, m, 1e-5)
+	return m, err
+}
+
+func (k *keys) closed(group []int) (*mixture, error) {
 	return k.rankOne(group, func(h, f int) float64 { return math.Sqrt(k.lambda[h][f]) }, (*stack).best)
 }
 
@@ -196,6 +212,13 @@ func (k *keys) bestError(group []int) (float64, error) {
 	if len(group) == 1 {
 		return 0, nil
 	}
+	if k.metric != nil {
+		m, err := k.closed(group)
+		if err != nil {
+			return 0, err
+		}
+		return k.metric.improve(k, group, m, 1e-3)
+	}
 	g := len(group)
 	total, work := 0.0, make([]complex128, 2*g)
 	for f := range k.pairs {
@@ -224,6 +247,9 @@ func (k *keys) factors(m *mixture, f, i int) (from, to complex128) {
 }
 
 func (k *keys) residual(group []int, m *mixture) (float64, error) {
+	if k.metric != nil {
+		return k.metric.residual(k, group, m), nil
+	}
 	total := 0.0
 	e := make([]complex128, len(group)) // error of one head = Σ_j e_j z_j
 	for f := range k.pairs {
@@ -283,6 +309,9 @@ func (k *keys) part(m *mixture, group []int) *mixture {
 }
 
 func (k *keys) inner(h, i, j int) (x float64) {
+	if k.metric != nil {
+		return k.metric.inner(h, i, j)
+	}
 	for f := range k.pairs {
 		x += k.lambda[h][f] * real(k.turned[f].at(i, j))
 	}

@@ -81,9 +81,24 @@ func (p *Problem) keyMoments() (moments, error) {
 		varying = mat.NewSymDense(plain.SymmetricDim(), nil)
 		varying.SymRankOne(plain, -1, &mean)
 	}
-	k, err := newKeys(p.W, plain, varying, p.S.Query)
+	seen := []*mat.SymDense{varying}
+	if len(p.S.Weighed) > 0 && len(p.S.Attended) == p.W.Heads {
+		seen = nil
+		for h, c := range p.S.Weighed {
+			var spread mat.SymDense
+			spread.ScaleSym(-1, p.S.Attended[h])
+			spread.AddSym(&spread, c)
+			seen = append(seen, congruence(&spread, w))
+		}
+	}
+	k, err := newKeys(p.W, plain, seen, p.S.Query)
 	if err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
+	}
+	if len(k.rest) == 0 {
+		if k.metric, err = newScoreMetric(k, p.S); err != nil {
+			return nil, fmt.Errorf("keys: %w", err)
+		}
 	}
 	if p.KeyNorm {
 		p.keyNote = "a norm of each head follows the key projection: keys are mixed by one weight per head, nothing is folded into the queries"

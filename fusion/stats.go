@@ -21,6 +21,21 @@ type Stats struct {
 	// Mean is E[x], for inputs without the constant 1 (which gives it otherwise); nil when unknown. It tells what part
 	// of a key is the same at every position, which a softmax does not see when no rotary embedding turns it.
 	Mean []float64
+	// Weighed[h] is E_i Σ_j A_ij x_jᵀ x_j, [n, n]: the inputs as the attention of query head h weighs them, so that
+	// Weighed − Attended is the mean covariance of what one query attends to; nil when unknown. It serves keys that no
+	// rotary embedding turns.
+	Weighed []*mat.SymDense
+	// Scores[h] and Outputs[h], [KVHeads·d, KVHeads·d], say what errors of keys do to query head h where a rotary
+	// embedding turns all channels; a sample of query positions is enough (some 400 in all), nil when unknown. Let φ_ij be
+	// how the score of query i and key j changes with a multiple of each key head's channels: for the pair (a, b) of
+	// channels of key head m, turned keys k and the turned query q of head h,
+	//
+	//	φ[m·d+a] = q_a k_ma + q_b k_mb,  φ[m·d+b] = q_b k_ma − q_a k_mb
+	//
+	// (before any scale), and φ̄_i = Σ_j A_ij φ_ij. Scores is E_i Σ_j A_ij (φ_ij − φ̄_i)ᵀ(φ_ij − φ̄_i): twice the
+	// divergence of the attention weights, to second order. Outputs is E_i M_i O_h O_hᵀ M_iᵀ with M_i = Σ_j A_ij
+	// (φ_ij − φ̄_i)ᵀ v_j, [KVHeads·d, dv]: the energy of the change of the block's output, to first order.
+	Scores, Outputs []*mat.SymDense
 }
 
 // check holds the statistics against the block's weights.
@@ -37,7 +52,15 @@ func (s *Stats) check(w *Weights) error {
 	if n := len(s.Attended); n > 1 && n != w.Heads {
 		return fmt.Errorf("attended inputs of %d query heads; the block has %d", n, w.Heads)
 	}
-	n := s.Input.SymmetricDim()
+	for _, f := range []struct {
+		what string
+		n    int
+	}{{"weighed inputs", len(s.Weighed)}, {"scores", len(s.Scores)}, {"outputs", len(s.Outputs)}} {
+		if f.n > 0 && f.n != w.Heads {
+			return fmt.Errorf("statistics of the %s of %d query heads; the block has %d", f.what, f.n, w.Heads)
+		}
+	}
+	n, keys := s.Input.SymmetricDim(), w.KVHeads*w.HeadDim
 	if s.Mean != nil && len(s.Mean) != n {
 		return fmt.Errorf("a mean input of %d entries beside moments of %d", len(s.Mean), n)
 	}
@@ -45,7 +68,8 @@ func (s *Stats) check(w *Weights) error {
 		what string
 		list []*mat.SymDense
 		n    int
-	}{{"input", []*mat.SymDense{s.Input}, n}, {"queries", s.Query, w.HeadDim}, {"attended inputs", s.Attended, n}} {
+	}{{"input", []*mat.SymDense{s.Input}, n}, {"queries", s.Query, w.HeadDim}, {"attended inputs", s.Attended, n},
+		{"weighed inputs", s.Weighed, n}, {"scores", s.Scores, keys}, {"outputs", s.Outputs, keys}} {
 		for h, a := range m.list {
 			if a == nil || a.SymmetricDim() != m.n {
 				return fmt.Errorf("statistics of the %s, matrix %d: want [%d, %d]", m.what, h, m.n, m.n)
