@@ -118,6 +118,10 @@ func TestBadInput(t *testing.T) {
 	if err := fused.Save(in("fused.onnx"), graph.SaveOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	fused.Graph.Nodes[0].SetAttr(graph.StringAttr("colour", "blue"))
+	if err := fused.Save(in("refused.onnx"), graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	write(t, dir, "bad.yaml", "version: 1\nlayers:\n  - block: a\n    keys: 4\n")
 	write(t, dir, "wrong.yaml", "version: 1\nlayers:\n  - {block: nowhere, key: 1}\n")
 	write(t, dir, "three.yaml", "version: 1\nlayers:\n  - {block: "+firstBlock(t, good)+", key: 3}\n")
@@ -146,7 +150,8 @@ func TestBadInput(t *testing.T) {
 		{"no such file", []string{"inspect", in("gone.onnx")}, exitUsage, []string{"gone.onnx: no such file or directory"}},
 		{"no attention", []string{"inspect", in("plain.onnx")}, exitModel, []string{"plain.onnx has no attention block: no softmax between two products"}},
 		{"init: rewritten already", []string{"init", small, "--key", "1", "-o", in("new.yaml")}, exitModel, []string{"small.onnx has no attention block that can be rewritten", "rewritten by onnx-dha", "start from the original"}},
-		{"fused operator", []string{"inspect", in("fused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, "not supported yet"}},
+		{"fused operator", []string{"inspect", in("fused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, `comes from the graph input "x"`}},
+		{"refused operator", []string{"inspect", in("refused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, "attribute colour of com.microsoft.MultiHeadAttention is not one that is expanded"}},
 		{"missing data", []string{"inspect", in("missing.onnx")}, exitModel, []string{"nowhere.data, which does not exist"}},
 		{"data above the folder", []string{"inspect", in("escape.onnx")}, exitModel, []string{"../outside.data"}},
 		{"absolute data", []string{"inspect", in("absolute.onnx")}, exitModel, []string{filepath.Join(base, "outside.data")}},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -63,6 +64,14 @@ type blockDescription struct {
 	Output     *weightPlace `json:"output_weight"`
 	KVBytes    int64        `json:"kv_bytes_per_token"`
 	Fixed      string       `json:"fixed,omitempty"` // why it cannot be rewritten
+	// Fused lists the fused operators of the file that the block lies in. A rewrite of the block expands them.
+	Fused []fusedOperator `json:"fused,omitempty"`
+}
+
+type fusedOperator struct {
+	Op      string `json:"op"`
+	Node    string `json:"node"`
+	Assumes string `json:"assumes,omitempty"` // what must hold of the inputs for the expansion to be exact
 }
 
 type cacheNames struct {
@@ -92,12 +101,13 @@ func inspect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	m, found, err := openModel(args[0])
+	src, err := openSource(args[0], nil)
 	if err != nil {
 		return err
 	}
+	m, found := src.m, src.found
 	defer m.Close()
-	d := describeModel(m, found, c.Bool("why"))
+	d := describeModel(src, c.Bool("why"))
 	if err := emit(c, c.String("output"), d, func(w io.Writer, color bool) error { return d.print(w, color) }, args[0]); err != nil {
 		return err
 	}
@@ -107,10 +117,11 @@ func inspect(c *cli.Context) error {
 	return needBlocks(m, found)
 }
 
-func describeModel(m *graph.Model, found *attention.Report, all bool) *inspection {
+func describeModel(src *source, all bool) *inspection {
+	m, found := src.m, src.found
 	d := &inspection{
 		Model: m.Path, IRVersion: m.Proto.GetIrVersion(), Opset: m.Opset(""), Producer: m.Proto.GetProducerName(),
-		Nodes: len(m.Graph.Nodes), Parameters: rewrite.Parameters(m.Graph), Blocks: []blockDescription{}, Unsupported: []unsupported{},
+		Nodes: src.nodes, Parameters: src.parameters, Blocks: []blockDescription{}, Unsupported: []unsupported{},
 	}
 	if v := m.Proto.GetProducerVersion(); v != "" && d.Producer != "" {
 		d.Producer += " " + v
@@ -118,6 +129,9 @@ func describeModel(m *graph.Model, found *attention.Report, all bool) *inspectio
 	d.Rewritten, _ = m.Metadata(rewrite.MetadataVersion)
 	for _, b := range found.Blocks {
 		row := describeBlock(b, found.Facts)
+		for _, e := range src.fusedIn(b) {
+			row.Fused = append(row.Fused, fusedOperator{e.Op, e.Node, e.Assumes})
+		}
 		d.KVBytes += row.KVBytes
 		d.Blocks = append(d.Blocks, row)
 	}
@@ -219,6 +233,7 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		t.AppendFooter(table.Row{"total", "", "", "", "", "", "", "", "", count(d.KVBytes)})
 		fmt.Fprint(w, "\n", render(t))
 	}
+	d.printFused(w)
 	d.printFixed(w)
 	if len(d.Unsupported) > 0 {
 		fmt.Fprint(w, "\nfound, but not supported:\n")
@@ -242,6 +257,38 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		}
 	}
 	return nil
+}
+
+// printFused names the fused operators that blocks lie in, once for those with the same ones, and what their expansions
+// assume.
+func (d *inspection) printFused(w io.Writer) {
+	var lists, assumed []string
+	names := map[string][]string{}
+	for _, b := range d.Blocks {
+		var ops []string
+		for _, f := range b.Fused {
+			if !slices.Contains(ops, f.Op) {
+				ops = append(ops, f.Op)
+			}
+			if f.Assumes != "" {
+				assumed = append(assumed, f.Node+": "+f.Assumes)
+			}
+		}
+		if len(ops) == 0 {
+			continue
+		}
+		list := strings.Join(ops, ", ")
+		if names[list] == nil {
+			lists = append(lists, list)
+		}
+		names[list] = append(names[list], b.Name)
+	}
+	for _, list := range lists {
+		fmt.Fprintf(w, "\nfused: %s: %s\n", list, strings.Join(names[list], ", "))
+	}
+	for _, a := range assumed {
+		fmt.Fprintf(w, "  exact if, at %s\n", a)
+	}
 }
 
 // printFixed says why blocks cannot be rewritten, once for those with the same reason.

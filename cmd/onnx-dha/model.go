@@ -24,17 +24,13 @@ func loadModel(path string) (*graph.Model, error) {
 	return nil, coded(exitModel, err)
 }
 
-// openModel loads a model and finds its attention blocks. The model must be closed.
+// openModel loads a model, its fused operators expanded, and finds its attention blocks. The model must be closed.
 func openModel(path string) (*graph.Model, *attention.Report, error) {
-	m, err := loadModel(path)
+	s, err := openSource(path, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := errors.Join(m.CheckOpset(), m.Check()); err != nil {
-		m.Close()
-		return nil, nil, coded(exitModel, fmt.Errorf("%s: %w", path, err))
-	}
-	return m, attention.Find(m), nil
+	return s.m, s.found, nil
 }
 
 // needBlocks is the error of a model without a block that can be rewritten, with the reason when there is one.

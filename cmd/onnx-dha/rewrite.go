@@ -71,23 +71,24 @@ func runRewrite(c *cli.Context) error {
 	if err := apart(output, args[0], c.String("config")); err != nil {
 		return err
 	}
-	m, found, err := openModel(args[0])
+	src, err := openSource(args[0], nil)
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	if err := needBlocks(m, found); err != nil {
+	defer func() { src.m.Close() }()
+	if err := needBlocks(src.m, src.found); err != nil {
 		return err
 	}
 	if !c.Bool("force") {
-		if err := cfg.CheckModel(found.Blocks); err != nil {
+		if err := cfg.CheckModel(src.found.Blocks); err != nil {
 			return forceable(err)
 		}
 	}
-	plan, err := asked.Resolve(found.Blocks)
-	if err != nil {
+	var plan *fusion.Plan
+	if src, plan, err = src.planned(&asked); err != nil {
 		return err
 	}
+	m := src.m
 	if len(plan.Blocks) == 0 {
 		return usageError("%s names no block; there is nothing to rewrite", c.String("config"))
 	}
@@ -98,6 +99,7 @@ func runRewrite(c *cli.Context) error {
 	if err != nil {
 		return coded(exitModel, fmt.Errorf("%s: %w", args[0], err))
 	}
+	res.NodesBefore, res.ParamsBefore = src.nodes, src.parameters
 	if err := rewrite.Record(m, toolVersion(), cfg); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/unfuse"
 	"onnx-dha/ort"
 	"onnx-dha/rewrite"
 	"onnx-dha/verify"
@@ -257,31 +258,62 @@ func (p *modelPair) tie() (path string, caches []rewrite.CacheChange, err error)
 	}
 	path = filepath.Join(p.folder, "tied.onnx")
 	for _, reference := range []bool{true, false} {
-		m, found, err := openModel(p.original)
+		src, err := openSource(p.original, nil)
 		if err != nil {
 			return "", nil, err
 		}
-		defer m.Close()
-		plan, err := p.config.Resolve(found.Blocks)
-		if err != nil {
+		defer func() { src.m.Close() }()
+		var plan *fusion.Plan
+		if src, plan, err = src.planned(p.config); err != nil {
 			return "", nil, err
 		}
 		if reference {
-			if err := rewrite.Tie(m, plan); err != nil {
-				return "", nil, coded(exitModel, fmt.Errorf("tied reference of %s: %w", p.original, err))
-			}
-			if err := m.Save(path, graph.SaveOptions{}); err != nil {
-				return "", nil, fmt.Errorf("tied reference: %w", err)
+			if err := p.reference(src, plan, path); err != nil {
+				return "", nil, err
 			}
 			continue
 		}
-		res, err := rewrite.Apply(m, plan)
+		res, err := rewrite.Apply(src.m, plan)
 		if err != nil {
 			return "", nil, coded(exitModel, fmt.Errorf("%s: %w", p.original, err))
 		}
 		caches = res.Caches
 	}
 	return path, caches, nil
+}
+
+// reference writes the tied reference: the model as the file has it, with other constants. Where operators were expanded
+// to find the blocks, the constants are carried back to the fused ones, so that the expansion is held against them too.
+func (p *modelPair) reference(src *source, plan *fusion.Plan, path string) error {
+	before := unfuse.Remember(src.m, src.expansions)
+	if err := rewrite.Tie(src.m, plan); err != nil {
+		return coded(exitModel, fmt.Errorf("tied reference of %s: %w", p.original, err))
+	}
+	m := src.m
+	if len(src.expansions) > 0 {
+		fused, err := loadModel(p.original)
+		if err != nil {
+			return err
+		}
+		defer fused.Close()
+		switch err := before.Carry(fused); {
+		case err == nil:
+			m = fused
+			for _, e := range src.expansions {
+				if e.Assumes != "" {
+					p.notes = append(p.notes, fmt.Sprintf("%s was expanded under a condition: %s", e.Node, e.Assumes))
+				}
+			}
+		case errors.Is(err, unfuse.ErrNotCarried):
+			p.notes = append(p.notes, fmt.Sprintf("the tied reference is expanded as the rewritten model is, so its fused operators were not compared: %v", err))
+		default:
+			return coded(exitModel, fmt.Errorf("tied reference of %s: %w", p.original, err))
+		}
+	}
+	if err := m.Save(path, graph.SaveOptions{}); err != nil {
+		return fmt.Errorf("tied reference: %w", err)
+	}
+	return nil
 }
 
 func (p *modelPair) close() error {

@@ -192,6 +192,17 @@ func Owners(expansions []Expansion, nodes map[*graph.Node]bool) func(*graph.Node
 	return func(n *graph.Node) bool { return keys[key(n)] }
 }
 
+// Fused returns the node of the file that a node of the expanded model stands for: the outermost operator or call whose
+// expansion holds it, or itself.
+func Fused(expansions []Expansion, n *graph.Node) *graph.Node {
+	for i := len(expansions) - 1; i >= 0; i-- {
+		if e := &expansions[i]; slices.Contains(e.Nodes, n) {
+			n = e.node
+		}
+	}
+	return n
+}
+
 // baseName is the scope of a node's expansion: its name, or that of its first output.
 func baseName(n *graph.Node) string {
 	if n.Name != "" {
