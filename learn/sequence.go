@@ -36,6 +36,8 @@ type Layer struct {
 	Solution *fusion.Solution // nil for a block that stays as it is
 	Plan     *fusion.BlockPlan
 	Slots    Slots
+
+	problem *fusion.Problem // what was solved
 }
 
 // Start prepares a sequence.
@@ -126,7 +128,7 @@ func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fu
 // Layer compresses block i to the numbers of heads asked for, after the layers that are done; p is its problem there.
 func (s *Sequence) Layer(ctx context.Context, i int, c fusion.Choice, p *fusion.Problem, done map[int]*Layer) (*Layer, error) {
 	b := s.Lab.Blocks[i]
-	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}}
+	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}, problem: p}
 	if c.Key < b.KVHeads || c.Value < b.ValueHeads {
 		var err error
 		if l.Solution, err = s.Strategy.Solve(p, c.Key, c.Value, s.Options); err != nil {
@@ -201,9 +203,15 @@ func (s *Sequence) Run(ctx context.Context, choices []fusion.Choice, keep []*Lay
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		p, err := s.Problem(ctx, i, changed(done))
-		if err != nil {
-			return nil, err
+		var p *fusion.Problem
+		if n < len(keep) && keep[n] != nil && agree(out, keep[:n]) {
+			p = keep[n].problem // the layers before are the same, and so is what they make of the data
+		}
+		if p == nil {
+			var err error
+			if p, err = s.Problem(ctx, i, changed(done)); err != nil {
+				return nil, err
+			}
 		}
 		l, err := s.Layer(ctx, i, choices[n], p, changed(done))
 		if err != nil {
@@ -219,6 +227,9 @@ func (s *Sequence) Run(ctx context.Context, choices []fusion.Choice, keep []*Lay
 	}
 	return out, nil
 }
+
+// agree reports whether layers are the same ones.
+func agree(a, b []*Layer) bool { return slices.Equal(a, b) }
 
 // changed leaves out the layers that have their original weights.
 func changed(done map[int]*Layer) map[int]*Layer {

@@ -27,7 +27,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:    stdout,
 		ErrWriter: stderr,
 		Commands: []*cli.Command{
-			inspectCommand(), initCommand(), rewriteCommand(), verifyCommand(), importanceCommand(), versionCommand(), completionCommand(),
+			inspectCommand(), initCommand(), learnCommand(), rewriteCommand(), verifyCommand(), importanceCommand(), versionCommand(), completionCommand(),
 		},
 		HideHelpCommand:       true,
 		HideVersion:           true,
@@ -53,7 +53,7 @@ commands:
 {{end}}
 A first run:
   {{.Name}} inspect model.onnx                      what there is
-  {{.Name}} init model.onnx --kv 50%                a dha.yaml to edit
+  {{.Name}} init model.onnx --kv 50%                a dha.yaml to edit; learn finds a better one from data
   {{.Name}} rewrite model.onnx --config dha.yaml    model.dha.onnx
   {{.Name}} verify model.onnx model.dha.onnx        how far it drifts
 

@@ -38,7 +38,7 @@ func TestArrange(t *testing.T) {
 
 func TestUsageErrors(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                        "no command; want one of inspect, init, rewrite, verify, ",
+		"":                        "no command; want one of inspect, init, learn, rewrite, verify, ",
 		"inspct m":                `unknown command "inspct"; did you mean "inspect"? want one of`,
 		"bench m":                 `unknown command "bench"; want one of`,
 		"help bench":              `unknown command "bench"`,

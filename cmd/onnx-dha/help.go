@@ -97,6 +97,9 @@ var examples = map[string]string{
 	"init": `  onnx-dha init model.onnx --key 4 --value 2
   onnx-dha init model.onnx --value 1 -o values.yaml     keys stay as they are
   onnx-dha init model.onnx --kv 50% -o -                to standard output`,
+	"learn": `  onnx-dha learn model.onnx --kv 25% --data book.txt --tokenizer tokenizer.json
+  onnx-dha learn model.onnx --max-kl 0.05 --data ids.jsonl -o small.yaml --json
+  onnx-dha learn model.onnx --key 8 --value 4 --groups equal --data text.txt --tokenizer tokenizer.json --resume`,
 	"rewrite": `  onnx-dha rewrite model.onnx --config dha.yaml
   onnx-dha rewrite model.onnx --config dha.yaml -o small/model.onnx --weights file
   onnx-dha rewrite model.onnx --config dha.yaml --lowering expand --json`,
