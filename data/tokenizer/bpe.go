@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"sync"
 	"unicode/utf8"
 )
 
@@ -56,9 +55,8 @@ type bpe struct {
 	fuseUnknown    bool   // unknown characters in a row are one token
 	bytes          *byteTokens
 	whole          bool // a word that is a token is not put together by merges
-
-	mu    sync.Mutex
-	cache map[string][]int64 // of words that have been encoded
+	marked         bool // merges do not cross the places of wordStarts at spaceMark
+	known          memory[[]int64]
 }
 
 // ranked is what a merge makes.
@@ -66,9 +64,6 @@ type ranked struct {
 	rank int
 	id   int64
 }
-
-// cached bounds the number and the length in bytes of the words that a model remembers.
-const cached, cachedLen = 1 << 16, 256
 
 func newBPE(b json.RawMessage) (model, map[string]int64, error) {
 	var c struct {
@@ -85,7 +80,7 @@ func newBPE(b json.RawMessage) (model, map[string]int64, error) {
 		return nil, nil, err
 	}
 	m := &bpe{vocab: c.Vocab, merges: make(map[[2]int64]ranked, len(c.Merges)), prefix: c.Prefix, suffix: c.Suffix, unknown: -1,
-		fuseUnknown: c.FuseUnknown, whole: c.IgnoreMerges, cache: map[string][]int64{}}
+		fuseUnknown: c.FuseUnknown, whole: c.IgnoreMerges}
 	if c.Unknown != nil {
 		id, ok := c.Vocab[*c.Unknown]
 		if !ok {
@@ -96,6 +91,9 @@ func newBPE(b json.RawMessage) (model, map[string]int64, error) {
 	if c.ByteFallback {
 		m.bytes = newByteTokens(c.Vocab)
 	}
+	// Characters at the places must not depend on their neighbours.
+	_, m.marked = c.Vocab[spaceMark]
+	m.marked = m.marked && c.Prefix == "" && c.Suffix == "" && !c.IgnoreMerges
 	for rank, raw := range c.Merges {
 		left, right, err := parseMerge(raw)
 		if err != nil {
@@ -109,6 +107,7 @@ func newBPE(b json.RawMessage) (model, map[string]int64, error) {
 			}
 		}
 		m.merges[[2]int64{ids[0], ids[1]}] = ranked{rank, ids[2]}
+		m.marked = m.marked && crossing(left+strings.TrimPrefix(right, c.Prefix), spaceMark) < 0
 	}
 	return m, c.Vocab, nil
 }
@@ -137,25 +136,22 @@ func (m *bpe) encode(ids []int64, word string) ([]int64, error) {
 			return append(ids, id), nil
 		}
 	}
-	m.mu.Lock()
-	known, ok := m.cache[word]
-	m.mu.Unlock()
-	if ok {
-		return append(ids, known...), nil
+	if !m.marked {
+		return append(ids, m.known.get(word, m.tokens)...), nil
 	}
-	from := len(ids)
-	for _, s := range merge(m.symbols(word), m.join) {
-		ids = append(ids, s.id)
-	}
-	if len(word) <= cachedLen {
-		m.mu.Lock()
-		if len(m.cache) >= cached {
-			clear(m.cache)
-		}
-		m.cache[word] = append([]int64(nil), ids[from:]...)
-		m.mu.Unlock()
+	for part := range wordStarts(word, spaceMark) {
+		ids = append(ids, m.known.get(part, m.tokens)...)
 	}
 	return ids, nil
+}
+
+func (m *bpe) tokens(word string) []int64 {
+	symbols := merge(m.symbols(word), m.join)
+	ids := make([]int64, len(symbols))
+	for i, s := range symbols {
+		ids[i] = s.id
+	}
+	return ids
 }
 
 func (m *bpe) join(left, right symbol) (int64, float64, bool) {

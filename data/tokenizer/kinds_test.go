@@ -165,6 +165,13 @@ func TestSmallSentencePiece(t *testing.T) {
 			t.Errorf("BPE %q: %v (%v), want %v", text, got, err, want)
 		}
 	}
+	// A piece that goes over the beginning of a word.
+	if tok, err = Open(write(t, "m.model", pieces(2, "a▁b", "▁", "a", "b", "▁b"))); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := tok.Encode("a b"); err != nil || !slices.Equal(got, []int64{3, 2}) {
+		t.Errorf("BPE over words: %v (%v), want [3 2]", got, err)
+	}
 	// Unigram: ▁+a+bc scores -5, ▁+ab+c -7, ▁+a+b+c would take b, which is no piece.
 	tok, err = Open(write(t, "m.model", pieces(1, "▁", "a", "ab", "c", "bc")))
 	if err != nil {
@@ -177,6 +184,20 @@ func TestSmallSentencePiece(t *testing.T) {
 	}
 	if before, after := tok.Frame(); !slices.Equal(before, []int64{1}) || after != nil || tok.Size() != 7 {
 		t.Errorf("special tokens %v and %v, size %d", before, after, tok.Size())
+	}
+}
+
+// Merges that go over the beginning of a word, after characters that do not, and the same without them.
+func TestMergesOverWords(t *testing.T) {
+	for merges, want := range map[string][]int64{`["▁ b", "a ▁b"]`: {4, 1}, `["▁ b"]`: {0, 3, 1}} {
+		tok, err := Open(write(t, "x.json", []byte(`{"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false},
+			"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "▁": 2, "▁b": 3, "a▁b": 4}, "merges": `+merges+`}}`)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := tok.Encode("a bb"); err != nil || !slices.Equal(got, want) {
+			t.Errorf("merges %s: %v (%v), want %v", merges, got, err, want)
+		}
 	}
 }
 

@@ -18,7 +18,8 @@ func readLlama2C(b []byte) (Tokenizer, error) {
 	if len(b) < 4 {
 		return nil, fmt.Errorf("%d bytes, want a header of 4", len(b))
 	}
-	t := &sentencePiece{unknown: 0, before: []int64{llama2cBOS}, dummyPrefix: true, rules: &charsmap{}, bytes: &byteTokens{}}
+	t := &sentencePiece{unknown: 0, before: []int64{llama2cBOS}, dummyPrefix: true, rules: &charsmap{}, defined: &added{},
+		bytes: &byteTokens{}}
 	found := map[string]int64{}
 	for rest := b[4:]; len(rest) > 0; {
 		id := int64(len(t.pieces))
@@ -53,6 +54,6 @@ func readLlama2C(b []byte) (Tokenizer, error) {
 	if len(t.pieces) < llama2cBytes+256 {
 		return nil, fmt.Errorf("it has %d llama2.c tokens, want at least the 3 special ones and 256 bytes", len(t.pieces))
 	}
-	t.model = &pieceBPE{t.pieces, found}
+	t.model = newPieceBPE(t.pieces, found, t.defined, t.space())
 	return t, nil
 }

@@ -1,6 +1,10 @@
 package tokenizer
 
-import "container/heap"
+import (
+	"container/heap"
+	"iter"
+	"strings"
+)
 
 // symbol is a part of a word that merges join.
 type symbol struct {
@@ -88,4 +92,30 @@ func (c *candidates) Pop() any {
 	x := (*c)[last]
 	*c = (*c)[:last]
 	return x
+}
+
+// wordStarts cuts a text where a mark of words follows something else. When no token has such a place inside, no merge
+// crosses it, so that the parts can be merged one by one, and remembered: texts have far more words than different ones.
+func wordStarts(text, mark string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for text != "" {
+			end := crossing(text, mark)
+			if end < 0 {
+				end = len(text)
+			}
+			if !yield(text[:end]) {
+				return
+			}
+			text = text[end:]
+		}
+	}
+}
+
+// crossing returns where a mark first follows something else, or -1.
+func crossing(text, mark string) int {
+	head := len(text) - len(strings.TrimLeft(text, mark))
+	if at := strings.Index(text[head:], mark); at >= 0 {
+		return head + at
+	}
+	return -1
 }

@@ -15,9 +15,9 @@ type sentencePiece struct {
 	pieces []piece
 	rules  *charsmap
 	model  interface {
-		encode(text string, defined added) []piecePart
+		encode(text string) []piecePart
 	}
-	defined                     added // user-defined pieces, which nothing splits or changes
+	defined                     *added // user-defined pieces, which nothing splits or changes
 	bytes                       *byteTokens
 	unknown                     int64
 	before                      []int64
@@ -54,7 +54,7 @@ type piecePart struct {
 const spaceMark = "▁"
 
 func readSentencePiece(b []byte) (Tokenizer, error) {
-	t := &sentencePiece{unknown: -1, dummyPrefix: true, collapseSpaces: true, escapeSpaces: true}
+	t := &sentencePiece{unknown: -1, defined: &added{}, dummyPrefix: true, collapseSpaces: true, escapeSpaces: true}
 	trainer := struct {
 		kind         uint64
 		byteFallback bool
@@ -140,7 +140,7 @@ func readSentencePiece(b []byte) (Tokenizer, error) {
 	case 1:
 		t.model = newPieceUnigram(t.pieces, found)
 	case 2:
-		t.model = &pieceBPE{t.pieces, found}
+		t.model = newPieceBPE(t.pieces, found, t.defined, t.space())
 	default:
 		return nil, fmt.Errorf("its model type is %d; have 1 (unigram) and 2 (BPE)", trainer.kind)
 	}
@@ -217,7 +217,7 @@ func (t *sentencePiece) Encode(text string) ([]int64, error) {
 	}
 	var ids []int64
 	unknown := false // the last token is
-	for _, p := range t.model.encode(t.normalize(text), t.defined) {
+	for _, p := range t.model.encode(t.normalize(text)) {
 		if p.id >= 0 && p.id != t.unknown {
 			ids = append(ids, p.id)
 			unknown = false
@@ -343,7 +343,7 @@ func newPieceUnigram(pieces []piece, found map[string]int64) *pieceUnigram {
 	return &pieceUnigram{newLattice(scores, least), found}
 }
 
-func (m *pieceUnigram) encode(text string, _ added) []piecePart {
+func (m *pieceUnigram) encode(text string) []piecePart {
 	var out []piecePart
 	for _, p := range m.path.best(text) {
 		part := piecePart{text[p.start:p.end], -1}
@@ -357,15 +357,39 @@ func (m *pieceUnigram) encode(text string, _ added) []piecePart {
 
 // pieceBPE joins characters to pieces, the pair that makes the piece of the best score first.
 type pieceBPE struct {
-	pieces []piece
-	ids    map[string]int64
+	pieces  []piece
+	ids     map[string]int64
+	defined *added
+	mark    string // of the beginning of words, "" when pieces cross it
+	known   memory[[]piecePart]
 }
 
-func (m *pieceBPE) encode(text string, defined added) []piecePart {
+func newPieceBPE(pieces []piece, ids map[string]int64, defined *added, mark string) *pieceBPE {
+	m := &pieceBPE{pieces: pieces, ids: ids, defined: defined, mark: mark}
+	for text := range ids {
+		if crossing(text, mark) >= 0 {
+			m.mark = ""
+		}
+	}
+	return m
+}
+
+func (m *pieceBPE) encode(text string) []piecePart {
+	if m.mark == "" {
+		return m.parts(text)
+	}
+	var out []piecePart
+	for word := range wordStarts(text, m.mark) {
+		out = append(out, m.known.get(word, m.parts)...)
+	}
+	return out
+}
+
+func (m *pieceBPE) parts(text string) []piecePart {
 	symbols := make([]symbol, 0, len(text))
 	for at := 0; at < len(text); {
 		s := symbol{id: -1, start: at}
-		if token, ok := defined.match(text[at:]); ok {
+		if token, ok := m.defined.match(text[at:]); ok {
 			s.id, s.end, s.frozen = token.ID, at+len(token.Content), true
 		} else {
 			_, n := utf8.DecodeRuneInString(text[at:])
