@@ -306,7 +306,7 @@ func (c *Constants) gather(e *Expansion, changes map[place]*graph.Tensor) error 
 				return fmt.Errorf("%s: %w: input %d of %v is no constant of it", e.Node, ErrNotCarried, i, n)
 			}
 			if w.part == nil {
-				u, err := clone(t, old.Name())
+				u, err := clone(t, e.inputs[w.of].Name)
 				if err != nil {
 					return err
 				}
@@ -327,7 +327,7 @@ func (c *Constants) gather(e *Expansion, changes map[place]*graph.Tensor) error 
 	}
 	for of, b := range raw {
 		old := e.inputs[of].Const()
-		changes[place{e.node, of}] = graph.Computed(old.Name(), old.DType(), old.Dims(), int64(len(b)), func() ([]byte, error) { return b, nil })
+		changes[place{e.node, of}] = graph.Computed(e.inputs[of].Name, old.DType(), old.Dims(), int64(len(b)), func() ([]byte, error) { return b, nil })
 	}
 	return nil
 }
