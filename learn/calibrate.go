@@ -3,6 +3,7 @@ package learn
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 
 	"gonum.org/v1/gonum/mat"
@@ -142,6 +143,7 @@ type layout struct {
 	query    int // the same for the input of the queries; 0 when it is that of the keys
 	attended attended
 	stride   int
+	scores   int // stride over queries of the statistics of scores; 0 without them
 }
 
 func (l layout) name(what string) string { return fmt.Sprintf("%d/%s", l.block, what) }
@@ -180,7 +182,10 @@ func (c *collector) add(i int, seq int) (layout, error) {
 			return l, err
 		}
 	}
-	return l, c.attend(&l, v, seq)
+	if err := c.attend(&l, v, seq); err != nil {
+		return l, err
+	}
+	return l, c.scores(&l, seq)
 }
 
 // count adds up the tokens that a mask shows of rows, all when there is none.
@@ -337,7 +342,7 @@ func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 		}
 		s.Attended = []*mat.SymDense{m}
 	}
-	return s, nil
+	return s, p.scoreStats(l, w, s)
 }
 
 // symmetric returns x/tokens as a symmetric matrix.
@@ -425,6 +430,9 @@ func (k *calibration) collect(ctx context.Context, batches []Batch, slots map[st
 		for _, l := range k.layouts {
 			if l.stride > 0 {
 				rows[rowInput(l.stride)] = ort.FromInt64([]int64{int64(i % min(l.stride, batch.Length))}, 1)
+			}
+			if l.scores > 0 {
+				maps.Copy(rows, sketches(l, k.lab.Weights[l.block], i, batch.Length))
 			}
 		}
 		if _, err := k.run(ctx, batch.Feeds, slots, rows); err != nil {
