@@ -86,7 +86,10 @@ var readers = []reader{
 }
 
 // sources are what Open reads, for people.
-const sources = "text, JSON lines (.jsonl), arrays (.npz, .npy), or a folder with test_data_set_0"
+const (
+	sources = "text, " + notText
+	notText = "JSON lines (.jsonl), arrays (.npz, .npy), or a folder with test_data_set_0"
+)
 
 // Open reads a source. The kind is told by the name: JSON lines of token ids or of text (.jsonl, .ndjson), arrays by
 // input name (.npz), token ids or a single input (.npy), a folder of ONNX test data (test_data_set_0, or its parent);

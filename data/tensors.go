@@ -45,16 +45,26 @@ func wants(o Options) string {
 	if len(o.Inputs) == 0 {
 		return "no model says what it takes"
 	}
-	var list []string
+	var needed, optional []string
 	for _, in := range o.Inputs {
-		text := in.Name + " " + in.String()
 		if slices.Contains(o.Optional, in.Name) {
-			text += " (optional)"
+			optional = append(optional, in.Name)
+		} else {
+			needed = append(needed, in.Name+" "+in.String())
 		}
-		list = append(list, text)
 	}
-	return "the model takes " + strings.Join(list, ", ")
+	text := "the model takes " + strings.Join(needed, ", ")
+	if n := len(optional) - shownOptional; n > 1 {
+		optional = append(optional[:shownOptional], fmt.Sprintf("%d more", n))
+	}
+	if len(optional) > 0 {
+		text += " (and, if they are there, " + strings.Join(optional, ", ") + ")"
+	}
+	return text
 }
+
+// shownOptional is the number of optional inputs that messages name: caches are many.
+const shownOptional = 4
 
 // checkNames compares the names of a source's tensors with the model's inputs.
 func checkNames(names []string, o Options) error {

@@ -170,7 +170,7 @@ func TestArrayErrors(t *testing.T) {
 	})
 	model := []ort.IO{input("input_ids", int64s, -1, -1), input("x", float, -1), input("past", float, -1, -1)}
 	o := Options{Inputs: model, Optional: []string{"past"}}
-	takes := "the model takes input_ids int64[?,?], x float[?], past float[?,?] (optional)"
+	takes := "the model takes input_ids int64[?,?], x float[?] (and, if they are there, past)"
 	one := func(dtype onnxpb.TensorProto_DataType, shape ...int64) Options {
 		return Options{Inputs: []ort.IO{input("input_ids", dtype, shape...), model[1]}}
 	}
@@ -209,6 +209,14 @@ func TestArrayErrors(t *testing.T) {
 				t.Errorf("%s: %v\nwant … %s …", c.file, err, want)
 			}
 		}
+	}
+	many := Options{Inputs: slices.Clone(model[:1]), Optional: []string{"a", "b", "c", "d", "e", "f"}}
+	for _, name := range many.Optional {
+		many.Inputs = append(many.Inputs, input(name, float, -1))
+	}
+	_, err := Open(filepath.Join(dir, "x.npz"), many)
+	if want := "the model takes input_ids int64[?,?] (and, if they are there, a, b, c, d, 2 more)"; err == nil || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("%v\nwant … %s", err, want)
 	}
 	if _, err := Open(filepath.Join(dir, "good.npz"), Options{Inputs: model[:2], HeldOut: 0.5}); err != nil {
 		t.Errorf("the file that the others are variants of: %v", err)

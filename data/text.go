@@ -12,7 +12,7 @@ import (
 
 func readText(path string, o Options) (*Set, error) {
 	if o.Tokenizer == "" {
-		return nil, errors.New("it is read as text, which needs a tokenizer; otherwise want " + sources)
+		return nil, errors.New("it is read as text, which needs a tokenizer; other data are " + notText)
 	}
 	t, err := tokenizer.Open(o.Tokenizer)
 	if err != nil {

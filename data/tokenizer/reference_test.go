@@ -70,3 +70,23 @@ func TestReference(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkEncode encodes lines of English that repeat as words of a text do.
+func BenchmarkEncode(b *testing.B) {
+	line := "We know't, we know't. Let us kill him, and we'll have corn at our own price. Is't a verdict?\n"
+	text := strings.Repeat(line, 1+(1<<20)/len(line))
+	for _, name := range []string{"gpt2.json", "llama3.json", "llama2.json", "bert.json", "t5.json", "spm-bpe.model", "spm-unigram.model"} {
+		tok, err := Open(filepath.Join("testdata", name))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				if _, err := tok.Encode(text); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

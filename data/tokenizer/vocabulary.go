@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -35,7 +37,8 @@ func readVocabulary(file map[string]json.RawMessage) (Tokenizer, error) {
 		return nil, errors.New("it has no tokens; want " + kinds)
 	}
 	v := &vocabulary{ids: make(map[string]int64, len(file)), texts: make(map[int64]string, len(file))}
-	for text, raw := range file {
+	for _, text := range slices.Sorted(maps.Keys(file)) { // in order, so that messages are the same every time
+		raw := file[text]
 		var id int64
 		if err := json.Unmarshal(raw, &id); err != nil {
 			return nil, fmt.Errorf("%q is %.40s, no token id; want %s", text, raw, kinds)
@@ -47,7 +50,7 @@ func readVocabulary(file map[string]json.RawMessage) (Tokenizer, error) {
 			return nil, fmt.Errorf("token %q has id %d; want 0 to %d", text, id, maxID)
 		}
 		if other, ok := v.texts[id]; ok {
-			return nil, fmt.Errorf("%q and %q are both token %d", min(text, other), max(text, other), id)
+			return nil, fmt.Errorf("%q and %q are both token %d", other, text, id)
 		}
 		v.ids[text], v.texts[id] = id, text
 		v.longest = max(v.longest, len(text))
