@@ -122,9 +122,9 @@ func (s *Signature) settle(c Case) Case {
 	return c
 }
 
-// pads reports whether the model has a mask of [batch, length] in which padding can be marked.
+// pads reports whether the model has a mask of [batch, length] in which padding in front of a sequence can be marked.
 func (s *Signature) pads() bool {
-	return slices.ContainsFunc(s.Inputs, func(in Input) bool { return in.isPadMask() })
+	return !s.lengths && slices.ContainsFunc(s.Inputs, func(in Input) bool { return in.isPadMask() })
 }
 
 // isPadMask reports whether the input marks the tokens of [batch, length] with ones.

@@ -137,6 +137,9 @@ func (r *pairRun) open() (err error) {
 		}
 		r.original.Logits, r.rewritten.Logits = q.Logits, q.Logits
 	}
+	if r.original.lengths {
+		r.note("sequences of one length only: the model's GroupQueryAttention takes lengths, not masks")
+	}
 	r.drift = &section{reference: r.original, tolerance: drift.For(r.original.Precision)}
 	if q.Tied == "" {
 		return nil

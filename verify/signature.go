@@ -25,6 +25,9 @@ type Signature struct {
 	quantity map[string]Quantity // what each symbol counts
 	multiple map[string]int64    // of the batch that a symbol stands for, where it is not 1
 	fixed    map[Quantity]int    // sizes that the model does not leave open
+	// lengths is set when an operator of the model counts the tokens of a mask and takes them for the first positions, so
+	// that padding in front of a sequence means nothing to it.
+	lengths bool
 }
 
 // Input is one input of a model.
@@ -137,6 +140,10 @@ func Describe(m *graph.Model) (*Signature, error) {
 	s.countDims()
 	s.mergedBatch(m.Graph)
 	s.findPrecision(m.Graph)
+	m.Graph.All(func(n *graph.Node) bool {
+		s.lengths = s.lengths || n.OpType == "GroupQueryAttention"
+		return !s.lengths
+	})
 	return s, nil
 }
 

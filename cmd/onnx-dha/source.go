@@ -54,32 +54,9 @@ func openSource(path string, only func(*graph.Node) bool) (*source, error) {
 	return s, nil
 }
 
-// blockNodes lists the nodes that a block consists of, projections included.
-func blockNodes(b *attention.Block) map[*graph.Node]bool {
-	nodes := map[*graph.Node]bool{b.QK: true, b.Softmax: true, b.PV: true}
-	add := func(list ...*graph.Node) {
-		for _, n := range list {
-			nodes[n] = true
-		}
-	}
-	for _, p := range []*attention.Path{b.Query, b.Key, b.Value} {
-		add(p.Nodes...)
-		add(p.Tails...)
-		add(p.Projection.Node, p.Projection.Reader)
-	}
-	for v := range b.Scores {
-		add(v.Producer)
-	}
-	if o := b.Output; o != nil {
-		add(o.Nodes...)
-		add(o.Node, o.Reader)
-	}
-	return nodes
-}
-
 // fusedIn lists the expansions that a block lies in.
 func (s *source) fusedIn(b *attention.Block) []*unfuse.Expansion {
-	nodes := blockNodes(b)
+	nodes := b.Nodes()
 	var out []*unfuse.Expansion
 	for i := range s.expansions {
 		if slices.ContainsFunc(s.expansions[i].Nodes, func(n *graph.Node) bool { return nodes[n] }) {
@@ -98,7 +75,7 @@ func (s *source) planned(c *fusion.Config) (*source, *fusion.Plan, error) {
 	}
 	nodes := map[*graph.Node]bool{}
 	for _, b := range plan.Blocks {
-		for n := range blockNodes(b.Block) {
+		for n := range b.Block.Nodes() {
 			nodes[n] = true
 		}
 	}

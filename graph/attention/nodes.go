@@ -1,0 +1,30 @@
+package attention
+
+import "onnx-dha/graph"
+
+// Nodes returns the nodes that a block consists of, from its projections to its output projection, the side branches to
+// caches and what reads the weights included.
+func (b *Block) Nodes() map[*graph.Node]bool {
+	nodes := map[*graph.Node]bool{}
+	add := func(list ...*graph.Node) {
+		for _, n := range list {
+			if n != nil {
+				nodes[n] = true
+			}
+		}
+	}
+	add(b.QK, b.Softmax, b.PV)
+	for v := range b.Scores {
+		add(v.Producer)
+	}
+	for _, p := range []*Path{b.Query, b.Key, b.Value} {
+		add(p.Nodes...)
+		add(p.Tails...)
+		add(p.Projection.Node, p.Projection.Reader)
+	}
+	if o := b.Output; o != nil {
+		add(o.Nodes...)
+		add(o.Node, o.Reader)
+	}
+	return nodes
+}
