@@ -16,6 +16,9 @@ type copier struct {
 	file *os.File
 }
 
+// stretch is how much is copied before the system is asked to begin writing it to the disk.
+const stretch = 16 << 20
+
 // copy appends a range at the current position of dst.
 func (c *copier) copy(dst *os.File, src *source) error {
 	if src.file.info == nil {
@@ -49,15 +52,18 @@ func (c *copier) copy(dst *os.File, src *source) error {
 		if _, err := c.file.Seek(data, io.SeekStart); err != nil {
 			return err
 		}
-		// Between two files this is copy_file_range: the bytes stay in the kernel, or are shared on disk.
-		n, err := io.Copy(dst, io.LimitReader(c.file, hole-data))
-		if err == nil && n < hole-data {
-			err = fmt.Errorf("%s ended before byte %d", src.file.path, hole)
+		for at = data; at < hole; {
+			// Between two files this is copy_file_range: the bytes stay in the kernel, or are shared on disk.
+			n, err := io.Copy(dst, io.LimitReader(c.file, min(hole-at, stretch)))
+			if err == nil && n == 0 {
+				err = fmt.Errorf("%s ended before byte %d", src.file.path, hole)
+			}
+			if err != nil {
+				return err
+			}
+			at += n
+			writeback(dst)
 		}
-		if err != nil {
-			return err
-		}
-		at = hole
 	}
 	return nil
 }

@@ -409,6 +409,7 @@ func (s *saver) writeData(f *os.File) error {
 		if _, err := f.Write(b); err != nil {
 			return err
 		}
+		writeback(f)
 	}
 	return f.Truncate(s.size)
 }
