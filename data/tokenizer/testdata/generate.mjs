@@ -225,6 +225,11 @@ const tokenizers = {
     decoder: byteLevel(true, true), model: bpe(clipVocab, ["t h", "th e</w>", "k i", "n g</w>", "ki ng</w>", "s p", "e a", "sp ea", "spea k</w>"], { unk_token: "<|endoftext|>", end_of_word_suffix: "</w>", continuing_subword_prefix: "" }) }),
   "wordlevel": file({ added_tokens: [added(1, "[UNK]"), added(4, "[MASK]", { single_word: true }), added(Object.keys(words).length, "hear me", { special: false, normalized: true })], normalizer: { type: "Sequence", normalizers: [{ type: "NFKC" }, { type: "Lowercase" }] },
     pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "Whitespace" }, { type: "Punctuation", behavior: "Isolated" }] }, model: { type: "WordLevel", vocab: words, unk_token: "[UNK]" } }),
+  "prefixed": (() => { const cs = [...new Set([...corpus.toLowerCase().replace(/\s/g, ""), ..."àéñ\u0300\u0301_▁@<>|"])];
+    const v = ids(["[UNK]", ...cs, ...cs.map((c) => "##" + c), ...cs.map((c) => c + "</w>"), ...cs.map((c) => "##" + c + "</w>"), "th", "the</w>", "##ea", "spea", "sp", "speak</w>", "##ing</w>", "##ng</w>"]);
+    return file({ normalizer: { type: "Sequence", normalizers: [{ type: "Nmt" }, { type: "NFD" }] }, pre_tokenizer: { type: "WhitespaceSplit" }, decoder: { type: "BPEDecoder", suffix: "</w>" },
+      model: bpe(v, [["t", "##h"], ["th", "##e</w>"], ["s", "##p"], ["##e", "##a"], ["sp", "##ea"], ["spea", "##k</w>"], ["##n", "##g</w>"], ["##i", "##ng</w>"]], { unk_token: "[UNK]", continuing_subword_prefix: "##", end_of_word_suffix: "</w>", fuse_unk: true }) }); })(),
+  "bytes": file({ normalizer: { type: "ByteLevel" }, decoder: byteLevel(false, false), model: bpe(byteVocab(), pretty(learned)) }),
   "splits": file({ pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "Split", pattern: { String: "," }, behavior: "MergedWithNext", invert: false }, { type: "Split", pattern: { Regex: "[aeiou]" }, behavior: "Contiguous", invert: false },
       { type: "Digits", individual_digits: false }, { type: "Punctuation", behavior: "MergedWithPrevious" }, { type: "CharDelimiterSplit", delimiter: "k" }, byteLevel(false, false)] },
     decoder: byteLevel(false, false), model: bpe(byteVocab(), pretty(learned)) }),
