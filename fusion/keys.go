@@ -219,14 +219,25 @@ func (k *keys) bestError(group []int) (float64, error) {
 		}
 		return k.metric.improve(k, group, m, 1e-3)
 	}
-	g := len(group)
-	total, work := 0.0, make([]complex128, 2*g)
+	return k.closedError(group, func(h, f int) float64 { return math.Sqrt(k.lambda[h][f]) }, (*stack).bestError)
+}
+
+func (k *keys) principalError(group []int) (float64, error) {
+	if len(group) == 1 {
+		return 0, nil
+	}
+	return k.closedError(group, func(int, int) float64 { return 1 }, (*stack).principalError)
+}
+
+// closedError is what the rank-1 approximations leave.
+func (k *keys) closedError(group []int, scale func(h, f int) float64, free func(*stack, []int) (float64, error)) (float64, error) {
+	total, work := 0.0, make([]complex128, 2*len(group))
 	for f := range k.pairs {
-		a := k.weighted(f, group, func(h int) float64 { return math.Sqrt(k.lambda[h][f]) })
+		a := k.weighted(f, group, func(h int) float64 { return scale(h, f) })
 		total += max(a.trace()-a.topValue(work), 0)
 	}
 	if k.free != nil {
-		e, err := k.free.bestError(group)
+		e, err := free(k.free, group)
 		if err != nil {
 			return 0, err
 		}

@@ -21,6 +21,8 @@ type moments interface {
 	bestError(group []int) (float64, error)
 	// principal is the best reconstruction of the heads themselves, whatever reads them (no metric).
 	principal(group []int) (*mixture, error)
+	// principalError is how far the reconstruction is off, whatever reads the heads.
+	principalError(group []int) (float64, error)
 	// aligned turns heads onto each other, as far as that folds, and takes their mean, its norm kept.
 	aligned(group []int) (*mixture, error)
 	// residual is the energy of the error that the mixture makes where the heads of the group are read.

@@ -65,6 +65,8 @@ func (r rigid) bestError(group []int) (float64, error) {
 	return r.residual(group, m)
 }
 
+func (r rigid) principalError(group []int) (float64, error) { return r.bestError(group) }
+
 func (r rigid) similarity(i, j int, _ bool) (float64, error) {
 	return r.moments.similarity(i, j, false)
 }

@@ -131,6 +131,22 @@ func (s *stack) principal(group []int) (*mixture, error) {
 	return s.truncated(s.of(s.plain, group), group, eye, eye)
 }
 
+func (s *stack) principalError(group []int) (float64, error) {
+	if len(group) == 1 {
+		return 0, nil
+	}
+	g := s.of(s.plain, group)
+	values, _, err := leading(g, s.d)
+	if err != nil {
+		return 0, err
+	}
+	e := mat.Trace(g)
+	for _, v := range values {
+		e -= v
+	}
+	return max(e, 0), nil
+}
+
 // truncated keeps the d leading directions of NᵀGN.
 func (s *stack) truncated(g *mat.SymDense, group []int, roots, inverses []*mat.Dense) (*mixture, error) {
 	if len(group) == 1 {

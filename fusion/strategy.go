@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"onnx-dha/graph/attention"
 )
 
 // Strategy is a way to choose which heads share and what they share. Its name is what people write; Strategies lists
@@ -15,12 +17,14 @@ type Strategy struct {
 	// Together strategies choose one grouping for keys and values whenever their numbers are equal.
 	Together   bool
 	key, value rule
+	// note says what the strategy cannot do on a block, empty when nothing.
+	note func(p *Problem) string
 }
 
 // rule is what a strategy does with one kind of heads.
 type rule struct {
 	// cost is what the search minimises, the sum over groups.
-	cost func(m moments, group []int) (float64, error)
+	cost func(p *Problem, k kind, m moments, group []int) (float64, error)
 	// merge makes the fused head of a group.
 	merge func(m moments, group []int) (*mixture, error)
 	// search partitions; nil for the cheapest partition that can be found.
@@ -29,14 +33,35 @@ type rule struct {
 
 // Strategies are all there are, in the order in which they are compared.
 var Strategies = []Strategy{
+	alike("gqa", "mean of neighbouring heads (GQA, arXiv 2305.13245)", true,
+		rule{merge: meanOf, search: func(t *partitionTask, _ moments) ([][]int, error) { return t.neighbours(), nil }}),
+	alike("kdgqa", "mean of neighbouring heads, more heads in a group whose pooled key is large (KDGQA, arXiv 2408.08454)", true,
+		rule{merge: meanOf, search: byNorm}),
+	alike("asymgqa", "mean of heads with similar activations, groups of any size by annealing (AsymGQA, arXiv 2406.14963)", true,
+		rule{cost: unlike, merge: meanOf, search: func(t *partitionTask, _ moments) ([][]int, error) { return t.anneal() }}),
+	alike("qcqa", "mean of heads with similar weights, by a genetic search on the weight-sharing error (QCQA, arXiv 2406.10247)", true,
+		rule{cost: sharingError, merge: meanOf, search: func(t *partitionTask, _ moments) ([][]int, error) { return t.evolve() }}),
+	alike("aligned", "mean of similar heads turned onto each other, norm kept (Align Attention Heads, arXiv 2412.20677)", true,
+		rule{cost: unlike, merge: moments.aligned}),
 	{
-		Name: "gqa", Doc: "mean of neighbouring heads (GQA, arXiv 2305.13245)",
-		key: rule{merge: meanOf, search: adjacentGroups}, value: rule{merge: meanOf, search: adjacentGroups},
+		Name: "svd", Doc: "principal components of the caches of a group, readouts folded (arXiv 2406.07056)",
+		key: rule{cost: principalError, merge: moments.principal}, value: rule{cost: principalError, merge: moments.principal},
+		note: func(p *Problem) string {
+			if p.KeyNorm || p.W.Rotary.Kind == "" || p.W.Rotary.Kind == attention.NoRotary {
+				return ""
+			}
+			return "keys are turned by a rotary embedding: only one component per frequency folds into the weights, not the principal components of the turned keys"
+		},
 	},
-	{
-		Name: "optimal", Doc: "least error that folds: query-weighted complex keys per rotary frequency, values of full rank with the output projection, best partition",
-		key: rule{cost: bestError, merge: moments.best}, value: rule{cost: bestError, merge: moments.best},
-	},
+	alike("dha", "one fusion weight per head (DHA, arXiv 2406.06567), by least squares where the heads are read instead of training", false,
+		rule{cost: scalarError, merge: leastSquares}),
+	alike("optimal", "least error that folds: complex keys per rotary frequency fitted to what they do to scores and output, values of full rank with the output projection, best partition", false,
+		rule{cost: bestError, merge: moments.best}),
+}
+
+// alike is a strategy that treats keys and values alike.
+func alike(name, doc string, together bool, r rule) Strategy {
+	return Strategy{Name: name, Doc: doc, Together: together, key: r, value: r}
 }
 
 // FindStrategy returns the strategy of that name.
@@ -51,9 +76,23 @@ func FindStrategy(name string) (Strategy, error) {
 	return Strategy{}, fmt.Errorf("strategy %q; want one of %s", name, strings.Join(have, ", "))
 }
 
-func adjacentGroups(t *partitionTask, _ moments) ([][]int, error) { return t.neighbours(), nil }
+func bestError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
+	return m.bestError(group)
+}
 
-func bestError(m moments, group []int) (float64, error) { return m.bestError(group) }
+func principalError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
+	return m.principalError(group)
+}
+
+// scalarError is what one weight per head loses where the heads are read: L_fusion of DHA (§3.2) asks that all readers of a
+// group can share one set of weights, which without training costs this much.
+func scalarError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
+	mix, err := leastSquares(m, group)
+	if err != nil {
+		return 0, err
+	}
+	return m.residual(group, mix)
+}
 
 // GroupSizes says what groups a runtime can serve.
 type GroupSizes string
@@ -82,7 +121,8 @@ type Solution struct {
 	Key, Value Fusion
 	Learned    *Learned
 	// KeyError is the energy of the error of the scores (before their scale), ValueError that of the block's output,
-	// both summed over query heads and as the calibration statistics weigh them.
+	// both summed over query heads and as the calibration statistics weigh them. What is constant in the output's error is
+	// not counted where the block has an output bias that can take it up.
 	KeyError, ValueError float64
 	// Note says what the strategy could not do on this block, empty when nothing.
 	Note string
@@ -182,6 +222,11 @@ func (s Strategy) solve(p *Problem, k, v int, o SolveOptions) (*Solution, error)
 	if v < have[valueKind] && p.valueNote != "" {
 		notes = append(notes, p.valueNote)
 	}
+	if s.note != nil && k < have[keyKind] {
+		if n := s.note(p); n != "" {
+			notes = append(notes, n)
+		}
+	}
 	sol.Note = strings.Join(notes, "; ")
 	return sol, nil
 }
@@ -227,7 +272,7 @@ func (s Strategy) partition(p *Problem, k kind, items [][]int, n int, o SolveOpt
 	}
 	r := s.rule(k)
 	t := &partitionTask{items: items, n: n, equal: o.Groups == EqualGroups, seed: p.Seed, cost: func(group []int) (float64, error) {
-		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(m, group) })
+		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(p, k, m, group) })
 	}}
 	return s.run(p, t, m, r, k.String())
 }
@@ -249,10 +294,10 @@ func (s Strategy) common(p *Problem, n int, o SolveOptions) ([][]int, error) {
 	}
 	cost := func(k kind, m moments, group []int) (float64, error) {
 		r := s.rule(k)
-		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(m, group) })
+		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(p, k, m, group) })
 	}
 	var unit [2]float64
-	if s.key.cost != nil {
+	if s.key.cost != nil && s.value.cost != nil {
 		for k, m := range map[kind]moments{keyKind: km, valueKind: vm} {
 			x, err := cost(k, m, all)
 			if err != nil {

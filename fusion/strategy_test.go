@@ -2,6 +2,7 @@ package fusion
 
 import (
 	"math"
+	"math/cmplx"
 	"math/rand/v2"
 	"testing"
 
@@ -66,7 +67,7 @@ func newSample(rng *rand.Rand, kv, reads, d int, rotary attention.Rotary, biased
 	s := &sample{x: x, p: &Problem{W: w, S: &Stats{Tokens: tokens, Input: moment(x)}}}
 	q := s.queries(w.Query, w.QueryBias)
 	for h := range w.Heads {
-		s.p.S.Query = append(s.p.S.Query, moment(q.Slice(0, tokens, h*d, (h+1)*d)))
+		s.p.S.Query = append(s.p.S.Query, moment(sampledRows(cols(q, h, d))))
 		seen := mat.NewDense(tokens, n, nil) // a mean over a few earlier tokens, another for each head
 		for t := range tokens {
 			for back := range h + 2 {
@@ -80,6 +81,18 @@ func newSample(rng *rand.Rand, kv, reads, d int, rotary attention.Rotary, biased
 		s.p.S.Attended = append(s.p.S.Attended, moment(seen))
 	}
 	return s
+}
+
+// sampledRows keeps every seventh row: the queries over which scores are checked.
+func sampledRows(x *mat.Dense) *mat.Dense {
+	t, n := x.Dims()
+	out := mat.NewDense((t+6)/7, n, nil)
+	for i := range (t + 6) / 7 {
+		for j := range n {
+			out.Set(i, j, x.At(7*i, j))
+		}
+	}
+	return out
 }
 
 // moment returns E[xᵀx].
@@ -109,7 +122,7 @@ func (s *sample) queries(w *mat.Dense, bias []float64) *mat.Dense { return proje
 // outputError is E|Σ over nothing: the energy of every head's output error, added over heads, which is what ValueError
 // says; it is computed from the tokens.
 func (s *sample) outputError(sol *Solution) float64 {
-	w, l := s.p.W, sol.Learned
+	w, l := s.p.W, s.weights(sol)
 	d, of := w.ValueDim, sol.Value.Map()
 	total := 0.0
 	for h := range w.Heads {
@@ -132,6 +145,89 @@ func (s *sample) outputError(sol *Solution) float64 {
 			}
 		}
 		total += mat.Norm(&a, 2) * mat.Norm(&a, 2) / float64(t)
+	}
+	return total
+}
+
+// weights are those of a solution, whether they are learned or fused by its weights.
+func (s *sample) weights(sol *Solution) *Learned {
+	w, l := s.p.W, Learned{}
+	if sol.Learned != nil {
+		l = *sol.Learned
+	}
+	fused := func(x *mat.Dense, bias []float64, d int, f Fusion) (*mat.Dense, []float64) {
+		rows, _ := x.Dims()
+		out, outBias := mat.NewDense(rows, f.Heads()*d, nil), make([]float64, f.Heads()*d)
+		for g, group := range f.Groups {
+			for j, h := range group {
+				for c := range d {
+					for i := range rows {
+						out.Set(i, g*d+c, out.At(i, g*d+c)+f.Weights[g][j]*x.At(i, h*d+c))
+					}
+					if bias != nil {
+						outBias[g*d+c] += f.Weights[g][j] * bias[h*d+c]
+					}
+				}
+			}
+		}
+		if bias == nil {
+			outBias = nil
+		}
+		return out, outBias
+	}
+	if l.Key == nil {
+		l.Key, l.KeyBias = fused(w.Key, w.KeyBias, w.HeadDim, sol.Key)
+		l.Query, l.QueryBias = w.Query, w.QueryBias
+	}
+	if l.Value == nil {
+		l.Value, l.ValueBias = fused(w.Value, w.ValueBias, w.ValueDim, sol.Value)
+		l.Output = w.Output
+	}
+	return &l
+}
+
+// scoreError is the energy of the error of the scores, from the tokens. Queries and keys of different tokens are taken as
+// independent, turned pairs as turned by any angle, and for channels that are not turned what is constant in the keys'
+// error as free: so is the metric that KeyError is in.
+func (s *sample) scoreError(sol *Solution) float64 {
+	w, l := s.p.W, s.weights(sol)
+	d, of := w.HeadDim, sol.Key.Map()
+	t, _ := s.x.Dims()
+	was, is := project(s.x, w.Key, w.KeyBias), project(s.x, l.Key, l.KeyBias)
+	qWas, qIs := project(s.x, w.Query, w.QueryBias), project(s.x, l.Query, l.QueryBias)
+	pairs, rest, _ := channels(w.Rotary, d)
+	total := 0.0
+	for h := range w.Heads {
+		j := w.KeyOf[h]
+		g := of[j]
+		for _, p := range pairs {
+			// Σ over positions of |q̄ k − q̄' k'|²/2 for every query and key
+			for a := 0; a < t; a += 7 {
+				q := complex(qWas.At(a, h*d+p[0]), qWas.At(a, h*d+p[1]))
+				q2 := complex(qIs.At(a, h*d+p[0]), qIs.At(a, h*d+p[1]))
+				for b := range t {
+					k := complex(was.At(b, j*d+p[0]), was.At(b, j*d+p[1]))
+					k2 := complex(is.At(b, g*d+p[0]), is.At(b, g*d+p[1]))
+					e := cmplx.Conj(q)*k - cmplx.Conj(q2)*k2
+					total += (real(e)*real(e) + imag(e)*imag(e)) / 2 / float64(t) / float64((t+6)/7)
+				}
+			}
+		}
+		for a := 0; a < t; a += 7 {
+			e, mean := make([]float64, t), 0.0
+			for b := range t {
+				for _, c := range rest {
+					e[b] += qWas.At(a, h*d+c)*was.At(b, j*d+c) - qIs.At(a, h*d+c)*is.At(b, g*d+c)
+				}
+				mean += e[b] / float64(t)
+			}
+			if s.p.W.KeyBias == nil {
+				mean = 0 // without the constant 1 the statistics do not know it
+			}
+			for b := range t {
+				total += (e[b] - mean) * (e[b] - mean) / float64(t) / float64((t+6)/7)
+			}
+		}
 	}
 	return total
 }
@@ -162,5 +258,56 @@ func TestErrorsAreThoseOfTheTokens(t *testing.T) {
 		}
 		near(t, "table", es[1], sol.ValueError, 1e-12)
 		near(t, "all heads", es[3], 0, 1e-12)
+	}
+}
+
+// Every strategy on every kind of block: errors fall to 0 with all heads kept, what a solution says of its error is what
+// its tokens show, and optimal has the least.
+func TestStrategies(t *testing.T) {
+	for _, rotary := range []attention.Rotary{{Kind: attention.NoRotary}, {Kind: attention.HalfSplit, Dims: 4}, {Kind: attention.Interleaved, Dims: 2}} {
+		for _, biased := range []bool{false, true} {
+			s := newSample(rand.New(rand.NewPCG(2, 3)), 4, 2, 4, rotary, biased)
+			best, err := FindStrategy("optimal")
+			if err != nil {
+				t.Fatal(err)
+			}
+			bound := [2][]float64{}
+			if bound[0], err = best.KeyErrors(s.p, SolveOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if bound[1], err = best.ValueErrors(s.p, SolveOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			for _, st := range Strategies {
+				key, err := st.KeyErrors(s.p, SolveOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				value, err := st.ValueErrors(s.p, SolveOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for n := range 4 {
+					if key[n] < bound[0][n]*(1-1e-9)-1e-9 {
+						t.Errorf("%s %v biased %v: %d key heads cost %g, less than optimal's %g", st.Name, rotary, biased, n+1, key[n], bound[0][n])
+					}
+					// the value metric is the mean over a group's readers where the partition is chosen: optimal within a little
+					if value[n] < bound[1][n]*(1-0.02)-1e-9 {
+						t.Errorf("%s %v biased %v: %d value heads cost %g, less than optimal's %g", st.Name, rotary, biased, n+1, value[n], bound[1][n])
+					}
+				}
+				if key[3] > 1e-9*key[0] || value[3] > 1e-9*value[0] {
+					t.Errorf("%s: all heads kept cost %g and %g", st.Name, key[3], value[3])
+				}
+				sol, err := st.Solve(s.p, 2, 3, SolveOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				near(t, st.Name+" key table", key[1], sol.KeyError, 1e-9)
+				near(t, st.Name+" value table", value[2], sol.ValueError, 1e-9)
+				near(t, st.Name+" value error", sol.ValueError, s.outputError(sol), 1e-9)
+				near(t, st.Name+" key error", sol.KeyError, s.scoreError(sol), 1e-9)
+			}
+		}
 	}
 }
