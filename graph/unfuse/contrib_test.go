@@ -176,6 +176,39 @@ func TestMultiHeadAttention(t *testing.T) {
 	}
 }
 
+// The operator with 8-bit operands: the projection becomes a product of integers.
+func TestQuantizedAttention(t *testing.T) {
+	for name, columns := range map[string]int64{"one scale": 1, "a scale for each column": 24} {
+		t.Run(name, func(t *testing.T) {
+			each(t, contribOpsets, func(s *sketch) {
+				byte8 := func(int) float64 { return float64(s.rand.IntN(256)) }
+				u8 := onnxpb.TensorProto_UINT8
+				weight := make([]uint8, 6*24)
+				for i := range weight {
+					weight[i] = uint8(s.rand.IntN(256))
+				}
+				scales, zeros := make([]float32, columns), make([]uint8, columns)
+				for i := range scales {
+					scales[i], zeros[i] = 0.01+0.0005*float32(i), uint8(120+i)
+				}
+				dims := []int64{columns}
+				if columns == 1 {
+					dims = nil
+				}
+				g := s.m.Graph
+				in := []*graph.Value{
+					s.given("x", u8, byte8, "B=2", "S=5", 6), g.AddInit(graph.NewTensor("w", []int64{6, 24}, weight)), s.constant("b", 24),
+					g.AddInit(graph.NewTensor("x_scale", nil, []float32{0.02})), g.AddInit(graph.NewTensor("w_scale", dims, scales)),
+					s.list("mask", i32, []float64{1, 1, 1, 1, 0, 1, 1, 0, 1, 1}, "B=2", "S=5"),
+					g.AddInit(graph.NewTensor("x_zero", nil, []uint8{100})), g.AddInit(graph.NewTensor("w_zero", dims, zeros)),
+				}
+				s.node("QAttention", "com.microsoft", 1, in, graph.IntAttr("num_heads", 2))
+				s.exact(1e-5)
+			})
+		})
+	}
+}
+
 // Forms that no kernel for the CPU runs are held against the same attention in a form that one does.
 func TestMultiHeadAttentionForms(t *testing.T) {
 	const n, h = 2, 4

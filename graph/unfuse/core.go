@@ -5,15 +5,14 @@ import (
 	"math"
 
 	"onnx-dha/graph"
-	"onnx-dha/graph/onnxpb"
 )
 
 // core is softmax(cap(Q·Kᵀ·scale) + bias)·V, cap(x) = c·tanh(x/c).
 type core struct {
 	q, k, v   *graph.Value // [B, N, S, H], [B, G, T, H], [B, G, T, Hv]
 	heads, kv int64        // N and G
-	elem      onnxpb.TensorProto_DataType
-	soft      onnxpb.TensorProto_DataType // of scores after the product, until the probabilities are multiplied
+	elem      elemType
+	soft      elemType // of scores after the product, until the probabilities are multiplied
 	scale     float64
 	softcap   float64 // 0: none
 	biases    []*graph.Value
@@ -23,7 +22,7 @@ type core struct {
 type scores struct{ product, capped, masked, probabilities *graph.Value }
 
 // wide is the type in which contrib operators mask and normalise scores.
-func wide(elem onnxpb.TensorProto_DataType) onnxpb.TensorProto_DataType {
+func wide(elem elemType) elemType {
 	if elem == float16Type || elem == bfloat16Type {
 		return float32Type
 	}
@@ -77,7 +76,7 @@ func (w *writer) attend(c core) (*graph.Value, scores, error) {
 	return w.op("MatMul", w.as(p, c.soft, c.elem), v), s, nil
 }
 
-func (w *writer) times(v *graph.Value, elem onnxpb.TensorProto_DataType, x float64) (*graph.Value, error) {
+func (w *writer) times(v *graph.Value, elem elemType, x float64) (*graph.Value, error) {
 	if x == 1 {
 		return v, nil
 	}
@@ -158,7 +157,7 @@ func (w *writer) outside(s span, n int64) *graph.Value {
 }
 
 // lowest is the finite number that the runtime hides keys with.
-func lowest(elem onnxpb.TensorProto_DataType) float64 {
+func lowest(elem elemType) float64 {
 	switch elem {
 	case float16Type:
 		return -65504
@@ -172,7 +171,7 @@ func lowest(elem onnxpb.TensorProto_DataType) float64 {
 
 // padding is the mask input of the contrib operators as numbers to add: filter where a key is hidden, broadcast to
 // [B, 1, S, T]. nil without one. Kinds (dims of the mask): [B] lengths, [2·B] ends and starts, [B, T], [B, S, T].
-func (w *writer) padding(mask *graph.Value, batch graph.Dim, s span, elem onnxpb.TensorProto_DataType, filter float64) (*graph.Value, error) {
+func (w *writer) padding(mask *graph.Value, batch graph.Dim, s span, elem elemType, filter float64) (*graph.Value, error) {
 	if mask == nil {
 		return nil, nil
 	}
@@ -219,7 +218,7 @@ func (w *writer) padding(mask *graph.Value, batch graph.Dim, s span, elem onnxpb
 }
 
 // causal puts the lowest number where a query does not see a key and otherwise what padding says (nil: 0).
-func (w *writer) causal(hidden, padding *graph.Value, elem onnxpb.TensorProto_DataType) (*graph.Value, error) {
+func (w *writer) causal(hidden, padding *graph.Value, elem elemType) (*graph.Value, error) {
 	low, err := w.number(elem, lowest(elem))
 	if err != nil {
 		return nil, err

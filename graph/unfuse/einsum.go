@@ -9,7 +9,7 @@ import (
 )
 
 func init() {
-	rows["Einsum"] = row{attrs: []string{"equation"}, inputs: 2, outputs: 1, expand: einsum, applies: func(n *graph.Node) bool { return len(n.In) == 2 }}
+	rows["Einsum"] = row{attrs: []string{"equation"}, required: 2, inputs: 2, outputs: 1, expand: einsum, applies: func(n *graph.Node) bool { return len(n.In) == 2 }}
 }
 
 // product is an Einsum of two operands: letters of each, sorted by what they do.
@@ -33,6 +33,9 @@ func parseEinsum(equation string) (*product, error) {
 	p := &product{in: [2]string{terms[0], terms[1]}, out: out}
 	for _, t := range []string{terms[0], terms[1], out} {
 		for i, l := range t {
+			if !('a' <= l && l <= 'z' || 'A' <= l && l <= 'Z') {
+				return nil, fmt.Errorf("the equation %q holds %q, which is no letter", equation, l)
+			}
 			if strings.IndexRune(t, l) != i {
 				return nil, fmt.Errorf("the equation %q repeats %q within an operand", equation, l)
 			}

@@ -20,6 +20,9 @@ func functionOf(m *graph.Model, n *graph.Node) *onnxpb.FunctionProto {
 
 func sameDomain(a, b string) bool { return a == b || a+b == "ai.onnx" }
 
+// maxNodes bounds what functions that call functions may grow to.
+const maxNodes = 1 << 20
+
 // inlineAll puts the bodies of functions in the place of their calls, one level deep.
 func inlineAll(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, map[*graph.Node]string, error) {
 	if len(m.Proto.Functions) == 0 {
@@ -28,6 +31,7 @@ func inlineAll(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, map[*g
 	refused := map[*graph.Node]string{}
 	s := &session{m: m, p: graph.NewPatch(m.Graph)}
 	var done []Expansion
+	total := len(m.Graph.Nodes)
 	for _, n := range m.Graph.Nodes {
 		f := functionOf(m, n)
 		if f == nil || only != nil && !only(n) {
@@ -35,6 +39,10 @@ func inlineAll(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, map[*g
 		}
 		if err := inlinable(m, f, n); err != nil {
 			refused[n] = err.Error()
+			continue
+		}
+		if total += len(f.Node); total > maxNodes {
+			refused[n] = fmt.Sprintf("inlining function %q would make more than %d nodes", f.GetName(), maxNodes)
 			continue
 		}
 		done = append(done, *s.inline(n, f))

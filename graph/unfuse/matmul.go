@@ -8,9 +8,9 @@ import (
 
 func init() {
 	for _, op := range []string{"FusedMatMul", "TransposeMatMul"} {
-		rows["com.microsoft."+op] = row{attrs: []string{"alpha", "transA", "transB", "transBatchA", "transBatchB"}, inputs: 2, outputs: 1, expand: fusedMatMul}
+		rows["com.microsoft."+op] = row{attrs: []string{"alpha", "transA", "transB", "transBatchA", "transBatchB"}, required: 2, inputs: 2, outputs: 1, expand: fusedMatMul}
 	}
-	rows["MatMul"] = row{inputs: 2, outputs: 1, expand: stackedWeight, applies: func(n *graph.Node) bool {
+	rows["MatMul"] = row{required: 2, inputs: 2, outputs: 1, expand: stackedWeight, applies: func(n *graph.Node) bool {
 		w := n.Input(1).Const()
 		return w != nil && len(w.Dims()) == 3
 	}}

@@ -8,12 +8,12 @@ import (
 
 func init() {
 	rows["com.microsoft.MultiHeadAttention"] = row{
-		attrs:  []string{"num_heads", "mask_filter_value", "scale", "unidirectional"},
-		inputs: 8, outputs: 3, expand: multiHead(multiHeadInputs{bias: 3, mask: 4, scoreBias: 5, past: 6}),
+		attrs:    []string{"num_heads", "mask_filter_value", "scale", "unidirectional"},
+		required: 1, inputs: 8, outputs: 3, expand: multiHead(multiHeadInputs{bias: 3, mask: 4, scoreBias: 5, past: 6}),
 	}
 	rows["com.microsoft.DecoderMaskedMultiHeadAttention"] = row{
-		attrs:  []string{"num_heads", "mask_filter_value", "scale", "past_present_share_buffer", "output_qk"},
-		inputs: 11, outputs: 3, expand: multiHead(multiHeadInputs{bias: 10, mask: 3, scoreBias: 4, past: 5, buffers: []int{7, 8, 9}}),
+		attrs:    []string{"num_heads", "mask_filter_value", "scale", "past_present_share_buffer", "output_qk"},
+		required: 1, inputs: 11, outputs: 3, expand: multiHead(multiHeadInputs{bias: 10, mask: 3, scoreBias: 4, past: 5, buffers: []int{7, 8, 9}}),
 	}
 }
 

@@ -9,14 +9,14 @@ import (
 
 func init() {
 	rows["com.microsoft.RotaryEmbedding"] = row{
-		attrs:  []string{"interleaved", "num_heads", "rotary_embedding_dim", "scale", "is_packed_batching"},
-		inputs: 4, outputs: 1, expand: func(w *writer) error { return rotaryEmbedding(w, 1, 2, 3) },
+		attrs:    []string{"interleaved", "num_heads", "rotary_embedding_dim", "scale", "is_packed_batching"},
+		required: 4, inputs: 4, outputs: 1, expand: func(w *writer) error { return rotaryEmbedding(w, 1, 2, 3) },
 	}
 	rows["RotaryEmbedding"] = row{
-		attrs:  []string{"interleaved", "num_heads", "rotary_embedding_dim"},
-		inputs: 4, outputs: 1, expand: func(w *writer) error {
+		attrs:    []string{"interleaved", "num_heads", "rotary_embedding_dim"},
+		required: 3, inputs: 4, outputs: 1, expand: func(w *writer) error {
 			// Before opset 23 ai.onnx has no such operator: tools that lose the domain mean the contrib one.
-			if w.opset < 23 {
+			if w.opset < 23 && w.in(3) != nil {
 				return rotaryEmbedding(w, 1, 2, 3)
 			}
 			return rotaryEmbedding(w, 3, 1, 2)

@@ -9,8 +9,8 @@ import (
 
 func init() {
 	rows["Attention"] = row{
-		attrs:  []string{"is_causal", "q_num_heads", "kv_num_heads", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"},
-		inputs: 7, outputs: 4, expand: standardAttention,
+		attrs:    []string{"is_causal", "q_num_heads", "kv_num_heads", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"},
+		required: 3, inputs: 7, outputs: 4, expand: standardAttention,
 	}
 }
 
@@ -19,9 +19,6 @@ func init() {
 // [B, G, P, H]; from opset 24 the filled length of each sequence's keys [B].
 func standardAttention(w *writer) error {
 	q, k, v := w.in(0), w.in(1), w.in(2)
-	if k == nil || v == nil {
-		return fmt.Errorf("it has no keys or no values")
-	}
 	elem, err := w.elem(q)
 	if err != nil {
 		return err

@@ -41,6 +41,7 @@ type Refusal struct {
 // expansion never drops what a newer version of the operator means.
 type row struct {
 	attrs           []string
+	required        int // inputs, from the first, that must be there
 	inputs, outputs int
 	expand          func(*writer) error
 	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
@@ -140,6 +141,11 @@ func (s *session) expand(n *graph.Node) (*Expansion, error) {
 	for _, a := range n.Proto.Attribute {
 		if !slices.Contains(r.attrs, a.GetName()) {
 			return nil, fmt.Errorf("attribute %s of %s is not one that is expanded", a.GetName(), opName(n))
+		}
+	}
+	for i := range r.required {
+		if n.Input(i) == nil {
+			return nil, errMissing
 		}
 	}
 	for i, v := range n.In {

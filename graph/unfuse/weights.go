@@ -17,8 +17,8 @@ type weight struct {
 	part    *part
 }
 
-// part is what a new constant takes of an old one: after its axes are permuted, the elements from offset on, under other
-// dims.
+// part is what a new constant takes of an old one: elements from offset on under other dims, or all of them after the
+// axes were permuted.
 type part struct {
 	perm   []int // nil: as they are
 	offset int64
@@ -28,25 +28,32 @@ type part struct {
 // elementSize is the bytes of an element of the types that weights have.
 var elementSize = map[onnxpb.TensorProto_DataType]int64{float32Type: 4, float16Type: 2, bfloat16Type: 2, doubleType: 8}
 
-// order lists, for every element of a tensor after its axes were permuted, where it was before.
-func order(dims []int64, perm []int) []int64 {
+// permuted returns the elements of a tensor of the given dims, size bytes each, with axis perm[i] in the place of axis i.
+func permuted(raw []byte, dims []int64, perm []int, size int64) []byte {
 	strides := make([]int64, len(dims))
-	n := int64(1)
+	step := size
 	for i := len(dims) - 1; i >= 0; i-- {
-		strides[i] = n
-		n *= dims[i]
+		strides[i] = step
+		step *= dims[i]
 	}
-	at := []int64{0}
-	for _, p := range perm {
-		next := make([]int64, 0, int64(len(at))*dims[p])
-		for _, a := range at {
-			for i := range dims[p] {
-				next = append(next, a+i*strides[p])
-			}
+	out := make([]byte, 0, len(raw))
+	var walk func(axis int, at int64)
+	walk = func(axis int, at int64) {
+		if axis == len(perm) {
+			out = append(out, raw[at:at+size]...)
+			return
 		}
-		at = next
+		p := perm[axis]
+		if axis == len(perm)-1 && p == axis { // elements that lie side by side
+			out = append(out, raw[at:at+size*dims[p]]...)
+			return
+		}
+		for i := range dims[p] {
+			walk(axis+1, at+i*strides[p])
+		}
 	}
-	return at
+	walk(0, 0)
+	return out
 }
 
 func count(dims []int64) int64 {
@@ -61,42 +68,42 @@ func count(dims []int64) int64 {
 func (p part) take(t *graph.Tensor, name string) (*graph.Tensor, error) {
 	size, ok := elementSize[t.DType()]
 	if !ok {
-		return nil, fmt.Errorf("the elements of %q are %v, want a floating-point type", t.Name(), t.DType())
+		return nil, fmt.Errorf("the elements of %q are %v, want a floating-point type", name, t.DType())
 	}
 	n := count(p.dims)
-	if p.offset < 0 || p.offset+n > t.Len() || p.perm != nil && len(p.perm) != len(t.Dims()) {
-		return nil, fmt.Errorf("%q has dims %v, of which no %v can be taken", t.Name(), t.Dims(), p.dims)
+	if p.offset < 0 || n < 0 || n > t.Len()-p.offset || p.perm != nil && (len(p.perm) != len(t.Dims()) || n != t.Len()) {
+		return nil, fmt.Errorf("a constant has dims %v, of which no %v can be taken", t.Dims(), p.dims)
 	}
 	return graph.Computed(name, t.DType(), p.dims, n*size, func() ([]byte, error) {
 		raw, err := t.Bytes()
-		if err != nil || p.perm == nil {
-			return raw[min(p.offset*size, int64(len(raw))):min((p.offset+n)*size, int64(len(raw)))], err
+		switch {
+		case err != nil:
+			return nil, err
+		case p.perm != nil:
+			return permuted(raw, t.Dims(), p.perm, size), nil
 		}
-		out := make([]byte, 0, n*size)
-		for _, from := range order(t.Dims(), p.perm)[p.offset : p.offset+n] {
-			out = append(out, raw[from*size:(from+1)*size]...)
-		}
-		return out, nil
+		return raw[p.offset*size : (p.offset+n)*size], nil
 	}), nil
 }
 
-// put returns raw with the part replaced by what a changed tensor holds.
-func (p part) put(raw []byte, old *graph.Tensor, changed *graph.Tensor) error {
+// put replaces the part in raw, the bytes of old, by what a changed tensor holds.
+func (p part) put(raw []byte, old, changed *graph.Tensor) error {
 	if changed.DType() != old.DType() || changed.Len() != count(p.dims) {
-		return fmt.Errorf("%q became %v %v, want %v elements of %v", old.Name(), changed.DType(), changed.Dims(), p.dims, old.DType())
+		return fmt.Errorf("a part %v of a constant of %v became %v %v", p.dims, old.DType(), changed.DType(), changed.Dims())
 	}
 	size := elementSize[old.DType()]
 	data, err := changed.Bytes()
 	if err != nil {
 		return err
 	}
-	if p.perm == nil {
-		copy(raw[p.offset*size:], data)
-		return nil
+	if p.perm != nil {
+		dims, back := make([]int64, len(p.perm)), make([]int, len(p.perm))
+		for i, a := range p.perm {
+			dims[i], back[a] = old.Dims()[a], i
+		}
+		data = permuted(data, dims, back, size)
 	}
-	for i, to := range order(old.Dims(), p.perm)[p.offset : p.offset+count(p.dims)] {
-		copy(raw[to*size:(to+1)*size], data[int64(i)*size:int64(i+1)*size])
-	}
+	copy(raw[p.offset*size:], data)
 	return nil
 }
 
@@ -286,7 +293,11 @@ func (c *Constants) gather(e *Expansion, changes map[place]*graph.Tensor) error 
 	for _, w := range e.weights {
 		mapped[place{w.reader, w.operand}] = w
 	}
-	raw := map[int][]byte{}
+	type piece struct {
+		part
+		changed *graph.Tensor
+	}
+	pieces := map[int][]piece{}
 	for _, n := range e.Nodes {
 		for i := range n.In {
 			at := place{n, i}
@@ -313,21 +324,25 @@ func (c *Constants) gather(e *Expansion, changes map[place]*graph.Tensor) error 
 				changes[place{e.node, w.of}] = u
 				continue
 			}
-			if raw[w.of] == nil {
-				b, err := old.Bytes()
-				if err != nil {
-					return err
-				}
-				raw[w.of] = slices.Clone(b)
-			}
-			if err := w.part.put(raw[w.of], old, t); err != nil {
-				return err
-			}
+			pieces[w.of] = append(pieces[w.of], piece{*w.part, t})
 		}
 	}
-	for of, b := range raw {
+	for of, list := range pieces {
 		old := e.inputs[of].Const()
-		changes[place{e.node, of}] = graph.Computed(e.inputs[of].Name, old.DType(), old.Dims(), int64(len(b)), func() ([]byte, error) { return b, nil })
+		size := elementSize[old.DType()] * old.Len()
+		changes[place{e.node, of}] = graph.Computed(e.inputs[of].Name, old.DType(), old.Dims(), size, func() ([]byte, error) {
+			b, err := old.Bytes()
+			if err != nil {
+				return nil, err
+			}
+			b = slices.Clone(b)
+			for _, p := range list {
+				if err := p.put(b, old, p.changed); err != nil {
+					return nil, err
+				}
+			}
+			return b, nil
+		})
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package unfuse
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -43,7 +44,12 @@ type writer struct {
 type shunt struct{ old, new *graph.Value }
 
 // in returns input i of the node, nil when it is omitted.
-func (w *writer) in(i int) *graph.Value { return w.n.Input(i) }
+func (w *writer) in(i int) *graph.Value {
+	if i < 0 {
+		return nil // an input that the operator does not have
+	}
+	return w.n.Input(i)
+}
 
 // wants reports whether somebody reads output i.
 func (w *writer) wants(i int) bool {
@@ -108,7 +114,7 @@ func (w *writer) integers(dims, x []int64) *graph.Value {
 }
 
 // number is a constant scalar of a floating-point type.
-func (w *writer) number(elem onnxpb.TensorProto_DataType, x float64) (*graph.Value, error) {
+func (w *writer) number(elem elemType, x float64) (*graph.Value, error) {
 	t, err := graph.FromFloat64s(w.base+"/number", elem, nil, []float64{x})
 	if err != nil {
 		return nil, err
@@ -176,20 +182,26 @@ func (w *writer) length(v *graph.Value, axis int64) *graph.Value {
 // count is 0, 1, …, n-1.
 func (w *writer) count(n *graph.Value) *graph.Value { return w.op("Range", w.int(0), n, w.int(1)) }
 
-func (w *writer) cast(v *graph.Value, to onnxpb.TensorProto_DataType) *graph.Value {
+func (w *writer) cast(v *graph.Value, to elemType) *graph.Value {
 	return w.nodes("Cast", 1, []*graph.Value{v}, graph.IntAttr("to", int64(to)))[0]
 }
 
 // as casts v where its type is another.
-func (w *writer) as(v *graph.Value, from, to onnxpb.TensorProto_DataType) *graph.Value {
+func (w *writer) as(v *graph.Value, from, to elemType) *graph.Value {
 	if from == to {
 		return v
 	}
 	return w.cast(v, to)
 }
 
+// errMissing is the error of an operator that lacks an input which it cannot do without.
+var errMissing = errors.New("an input that it needs is missing")
+
 // rank returns the number of axes of a value of the graph.
 func (w *writer) rank(v *graph.Value) (int, error) {
+	if v == nil {
+		return 0, errMissing
+	}
 	shape, ok := w.facts.Shape(v)
 	if !ok {
 		return 0, fmt.Errorf("the rank of %q is not known", v.Name)
@@ -199,8 +211,11 @@ func (w *writer) rank(v *graph.Value) (int, error) {
 
 // dim returns a dimension of a value of the graph; it must be a known number.
 func (w *writer) dim(v *graph.Value, axis int) (int64, error) {
+	if v == nil {
+		return 0, errMissing
+	}
 	shape, ok := w.facts.Shape(v)
-	if !ok || axis >= len(shape) {
+	if !ok || axis < 0 || axis >= len(shape) {
 		return 0, fmt.Errorf("the shape of %q is not known", v.Name)
 	}
 	n, ok := shape[axis].Const()
@@ -211,7 +226,10 @@ func (w *writer) dim(v *graph.Value, axis int) (int64, error) {
 }
 
 // elem returns the element type of a value of the graph, which must be a floating-point type.
-func (w *writer) elem(v *graph.Value) (onnxpb.TensorProto_DataType, error) {
+func (w *writer) elem(v *graph.Value) (elemType, error) {
+	if v == nil {
+		return onnxpb.TensorProto_UNDEFINED, errMissing
+	}
 	switch e := w.facts.Elem(v); e {
 	case float32Type, float16Type, bfloat16Type, doubleType:
 		return e, nil
