@@ -6,9 +6,13 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
@@ -16,6 +20,7 @@ import (
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/graph/unfuse"
 	"onnx-dha/rewrite"
+	"onnx-dha/testmodels"
 	"onnx-dha/verify"
 )
 
@@ -282,5 +287,64 @@ func TestExactFusedDecoders(t *testing.T) {
 			t.Run(c.name+"/"+string(low)+"/adjacent", func(t *testing.T) { exactFused(t, path, low, adjacent, adjacent, 4) })
 			t.Run(c.name+"/"+string(low)+"/decoupled", func(t *testing.T) { exactFused(t, path, low, strided, all, 4) })
 		}
+	}
+}
+
+// asFunction turns a model's whole graph into a function of the model that the graph calls once, its constants being
+// arguments.
+func asFunction(t *testing.T, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m onnxpb.ModelProto
+	if err := proto.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	name, domain, one, ir := "decoder", "test", int64(1), int64(10)
+	f := &onnxpb.FunctionProto{Name: &name, Domain: &domain, Node: m.Graph.Node, OpsetImport: m.OpsetImport}
+	call := &onnxpb.NodeProto{OpType: &name, Domain: &domain, Name: &name}
+	for _, v := range m.Graph.Input {
+		f.Input, call.Input = append(f.Input, v.GetName()), append(call.Input, v.GetName())
+	}
+	for _, v := range m.Graph.Initializer {
+		f.Input, call.Input = append(f.Input, v.GetName()), append(call.Input, v.GetName())
+	}
+	for _, v := range m.Graph.Output {
+		f.Output, call.Output = append(f.Output, v.GetName()), append(call.Output, v.GetName())
+	}
+	m.Graph.Node, m.Graph.ValueInfo = []*onnxpb.NodeProto{call}, nil
+	m.Functions = append(m.Functions, f)
+	m.IrVersion = &ir
+	m.OpsetImport = append(slices.Clone(m.OpsetImport), &onnxpb.OperatorSetIdProto{Domain: &domain, Version: &one})
+	if data, err = proto.Marshal(&m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Attention inside a function of the model is found when the function is put in the place of its call, and rewritten
+// exactly; the reference still calls the function.
+func TestExactFunction(t *testing.T) {
+	runtime(t)
+	for _, family := range []string{"llama", "gpt2", "bert"} {
+		f, err := testmodels.Get(family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := f.Build(testmodels.Options{Cache: f.Decoder, Seed: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "model.onnx")
+		if err := m.Save(path, graph.SaveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		asFunction(t, path)
+		t.Run(family+"/adjacent", func(t *testing.T) { exactFused(t, path, fusion.Grouped, adjacent, adjacent, 3) })
+		t.Run(family+"/decoupled", func(t *testing.T) { exactFused(t, path, fusion.Expand, unequal, all, 3) })
 	}
 }

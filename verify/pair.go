@@ -142,6 +142,7 @@ func (r *pairRun) open() (err error) {
 	}
 	r.drift = &section{reference: r.original, tolerance: drift.For(r.original.Precision)}
 	if q.Tied == "" {
+		agree(r.rewritten, r.original)
 		return nil
 	}
 	if r.tied, err = Open(q.Tied, q.Session); err != nil {
@@ -150,9 +151,27 @@ func (r *pairRun) open() (err error) {
 	if err := sameInputs(r.tied, r.rewritten); err != nil {
 		return err
 	}
+	agree(r.rewritten, r.original, r.tied)
 	r.tied.Logits = r.original.Logits
 	r.exact = &section{reference: r.tied, tolerance: exact.For(r.original.Precision)}
 	return nil
+}
+
+// agree gives inputs of one name the same meaning in all models: what an input is an index into can be hidden in one of
+// them, inside a fused operator or a function, and values are made by it.
+func agree(models ...*Model) {
+	for _, m := range models {
+		for _, in := range m.Inputs {
+			if in.Rows == 0 {
+				continue
+			}
+			for _, other := range models {
+				if o := other.input(in.Name); o != nil && o.Rows == 0 {
+					o.Role, o.Rows = in.Role, in.Rows
+				}
+			}
+		}
+	}
 }
 
 func (r *pairRun) close() {

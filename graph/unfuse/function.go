@@ -3,6 +3,7 @@ package unfuse
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"onnx-dha/graph"
 	"onnx-dha/graph/onnxpb"
@@ -110,7 +111,7 @@ func (s *session) inline(n *graph.Node, f *onnxpb.FunctionProto) *Expansion {
 		if name == "" {
 			name = pb.GetOpType()
 		}
-		out := s.p.Node(pb.GetOpType(), pb.GetDomain(), w.base+"/"+name, len(pb.Output), in, arguments(pb, f, n)...)
+		out := s.p.Node(pb.GetOpType(), pb.GetDomain(), w.base+"/"+strings.TrimPrefix(name, "/"), len(pb.Output), in, arguments(pb, f, n)...)
 		node := out[0].Producer
 		if pb.GetOverload() != "" {
 			node.Proto.Overload = pb.Overload
