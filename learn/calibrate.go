@@ -229,7 +229,33 @@ func (c *collector) attend(l *layout, x *graph.Value, seq int) error {
 	if block.Heads*l.n*l.n > attendedLimit {
 		l.attended = pooled
 	}
+	at := c.sample(name, p, x, l.n, l.stride)
 	n := int64(l.n)
+	b.total(l.name("rows"), at.counted)
+	if l.attended == pooled {
+		all := b.op("Reshape", name+"/all", []*graph.Value{at.ax, b.ints(name+"/all_shape", -1, n)})
+		b.sum(name, b.gram(name, all, 2), n, n)
+		return nil
+	}
+	heads := int64(block.Heads)
+	byHead := b.op("Transpose", name+"/by_head", []*graph.Value{at.ax}, graph.IntsAttr("perm", 1, 0, 2, 3))
+	flat := b.op("Reshape", name+"/flat", []*graph.Value{byHead, b.ints(name+"/flat_shape", heads, -1, n)})
+	b.sum(name, b.gram(name, flat, 3), heads, n, n)
+	return nil
+}
+
+// sampled is what every stride-th query attends to.
+type sampled struct {
+	ax      *graph.Value // A_h x, [batch, heads, queries, n]; zero for queries that are padding
+	shown   *graph.Value // bool [batch, 1, queries, 1], false for padding; nil without a mask
+	counted *graph.Value // the same as float, also without a mask
+	// every takes the same queries of a value [tokens, width], as [queries, width].
+	every func(v *graph.Value, width int) *graph.Value
+}
+
+// sample computes A_h x for x [batch·keys, n] and every stride-th row of p [batch, heads, queries, keys].
+func (c *collector) sample(name string, p, x *graph.Value, n, stride int) sampled {
+	b := c.b
 	shape := b.op("Shape", name+"/shape", []*graph.Value{p})
 	part := func(at ...int64) *graph.Value {
 		return b.op("Gather", name+"/part", []*graph.Value{shape, b.ints(name+"/at", at...)}, graph.IntAttr("axis", 0))
@@ -238,32 +264,24 @@ func (c *collector) attend(l *layout, x *graph.Value, seq int) error {
 		return b.op("Concat", name+"/dims", of, graph.IntAttr("axis", 0))
 	}
 	one := b.ints(name+"/1", 1)
-	x = b.op("Reshape", name+"/x", []*graph.Value{x, concat(part(0), one, part(3), b.ints(name+"/n", n))})
-	start := b.input(rowInput(l.stride), onnxpb.TensorProto_INT64, 1)
+	x = b.op("Reshape", name+"/x", []*graph.Value{x, concat(part(0), one, part(3), b.ints(name+"/n", int64(n)))})
+	start := b.input(rowInput(stride), onnxpb.TensorProto_INT64, 1)
 	every := func(v *graph.Value) *graph.Value {
-		return b.op("Slice", name+"/every", []*graph.Value{v, start, b.ints(name+"/end", math.MaxInt64), b.ints(name+"/axis", 2), b.ints(name+"/stride", int64(l.stride))})
+		return b.op("Slice", name+"/every", []*graph.Value{v, start, b.ints(name+"/end", math.MaxInt64), b.ints(name+"/axis", 2), b.ints(name+"/stride", int64(stride))})
 	}
-	ax := b.op("MatMul", name+"/ax", []*graph.Value{every(p), x})
-	// [batch, 1, queries, 1] of trues where there is no mask: its sum is the number of rows.
-	var rows *graph.Value
+	out := sampled{ax: b.op("MatMul", name+"/ax", []*graph.Value{every(p), x})}
 	if c.tokens != nil {
-		rows = every(b.op("Reshape", name+"/mask", []*graph.Value{c.tokens, concat(part(0), one, part(2), one)}))
-		ax = b.op("Where", name+"/shown", []*graph.Value{rows, ax, b.floats(name+"/zero", nil, 0)})
-		rows = b.cast(rows, onnxpb.TensorProto_FLOAT)
+		out.shown = every(b.op("Reshape", name+"/mask", []*graph.Value{c.tokens, concat(part(0), one, part(2), one)}))
+		out.ax = b.op("Where", name+"/shown", []*graph.Value{out.shown, out.ax, b.floats(name+"/zero", nil, 0)})
+		out.counted = b.cast(out.shown, onnxpb.TensorProto_FLOAT)
 	} else {
-		rows = every(b.op("ConstantOfShape", name+"/rows", []*graph.Value{concat(part(0), one, part(2), one)}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1}))))
+		out.counted = every(b.op("ConstantOfShape", name+"/rows", []*graph.Value{concat(part(0), one, part(2), one)}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1}))))
 	}
-	b.total(l.name("rows"), rows)
-	if l.attended == pooled {
-		all := b.op("Reshape", name+"/all", []*graph.Value{ax, b.ints(name+"/all_shape", -1, n)})
-		b.sum(name, b.gram(name, all, 2), n, n)
-		return nil
+	out.every = func(v *graph.Value, width int) *graph.Value {
+		v = b.op("Reshape", name+"/by_query", []*graph.Value{v, concat(part(0), one, part(2), b.ints(name+"/width", int64(width)))})
+		return b.rows(every(v), width)
 	}
-	heads := int64(block.Heads)
-	byHead := b.op("Transpose", name+"/by_head", []*graph.Value{ax}, graph.IntsAttr("perm", 1, 0, 2, 3))
-	flat := b.op("Reshape", name+"/flat", []*graph.Value{byHead, b.ints(name+"/flat_shape", heads, -1, n)})
-	b.sum(name, b.gram(name, flat, 3), heads, n, n)
-	return nil
+	return out
 }
 
 // probabilities returns what enters the second product as [batch, heads, queries, keys], nil when it has another form.

@@ -25,7 +25,8 @@ type Request struct {
 	Train, HeldOut []data.Sample
 	// Trials bounds how many allocations beside the first are tried out on the whole model.
 	Trials int
-	// NoRefit leaves output projections as the strategy makes them.
+	// NoRefit leaves values and output projections as the strategy makes them. Only the optimal strategy refits them:
+	// the others are what their papers say.
 	NoRefit bool
 	Seed    uint64
 	// State is the file that a stopped run is resumed from and that keeps what is finished; empty keeps nothing.
@@ -36,6 +37,14 @@ type Request struct {
 	// done.
 	Progress func(done, total int, what string)
 }
+
+// RequestError says that what was asked for cannot be had of this model and these data, before anything failed.
+type RequestError struct{ err error }
+
+func (e *RequestError) Error() string { return e.err.Error() }
+func (e *RequestError) Unwrap() error { return e.err }
+
+func unfit(format string, args ...any) error { return &RequestError{fmt.Errorf(format, args...)} }
 
 // Result is what was learned.
 type Result struct {
@@ -60,15 +69,15 @@ func (l *Lab) Learn(ctx context.Context, q Request) (*Result, error) {
 		q.Layout = fusion.FreeLayout
 	}
 	if len(l.Open()) == 0 {
-		return nil, fmt.Errorf("%s has no attention block that can be rewritten", l.Path)
+		return nil, unfit("%s has no attention block that can be rewritten", l.Path)
 	}
 	train, err := l.Batches(q.Train, q.Seed)
 	if err != nil {
-		return nil, err
+		return nil, &RequestError{err}
 	}
 	held, err := l.Batches(q.HeldOut, q.Seed)
 	if err != nil {
-		return nil, fmt.Errorf("held-out samples: %w", err)
+		return nil, unfit("held-out samples: %w", err)
 	}
 	r := &run{lab: l, q: q}
 	if err := r.open(train); err != nil {
@@ -141,8 +150,9 @@ func (r *run) open(train []Batch) error {
 		tokens += b.Tokens
 		r.few = append(r.few, b)
 	}
+	refits := !r.q.NoRefit && r.q.Strategy.Name == "optimal"
 	r.seq = &Sequence{
-		Lab: r.lab, Strategy: r.q.Strategy, Batches: r.few, Refit: !r.q.NoRefit, Seed: r.q.Seed, Step: r.step,
+		Lab: r.lab, Strategy: r.q.Strategy, Batches: r.few, Refit: refits, Joint: refits, Seed: r.q.Seed, Step: r.step,
 		Options: fusion.SolveOptions{Groups: r.q.Groups, Coupled: r.q.Layout == fusion.CoupledLayout || r.q.Layout == fusion.UniformLayout},
 	}
 	request := ""
@@ -238,7 +248,7 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 	if r.q.KV > 0 {
 		if have := r.budget(r.q.KV); have < least {
 			share := float64(least+r.budget(1)-most) / float64(r.budget(1))
-			return nil, 0, fmt.Errorf("%.3g %% of the cache is less than one key head and one value head in every layer; want %.3g %% and more",
+			return nil, 0, unfit("%.3g %% of the cache is less than one key head and one value head in every layer; want %.3g %% and more",
 				100*r.q.KV, math.Ceil(1000*share)/10)
 		}
 	}
@@ -287,7 +297,7 @@ func (r *run) smallest(ctx context.Context, least, most int64) ([]fusion.Choice,
 		}
 	}
 	if best == nil {
-		return nil, 0, fmt.Errorf("no smaller cache keeps the divergence at %g nats or less; want more, or another layout", r.q.MaxKL)
+		return nil, 0, unfit("no smaller cache keeps the divergence at %g nats or less; want more, or another layout", r.q.MaxKL)
 	}
 	return best, kl, nil
 }

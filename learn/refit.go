@@ -8,6 +8,7 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 )
 
 // refit is a pass that takes the statistics for the output projection of one block: the Gram matrix of what its heads
@@ -58,8 +59,27 @@ func (b *bench) refit(i int) (*refit, error) {
 		g = c.withOne("refit/g", g)
 		r.rows++
 	}
+	y, err := b.wanted(o)
+	if err != nil {
+		return nil, err
+	}
+	mask := c.tokens
+	if c.sequenceFirst(o.Projection.Input) && mask != nil {
+		mask = b.op("Transpose", "refit/mask", []*graph.Value{mask}, graph.IntsAttr("perm", 1, 0))
+	}
+	g, y = c.show("refit/g", g, mask), c.show("refit/y", y, mask)
+	t := b.op("Transpose", "refit/transposed", []*graph.Value{g}, graph.IntsAttr("perm", 1, 0))
+	b.sum("gram", b.op("MatMul", "refit/gram", []*graph.Value{t, g}), int64(r.rows), int64(r.rows))
+	b.sum("cross", b.op("MatMul", "refit/cross", []*graph.Value{t, y}), int64(r.rows), int64(r.out))
+	c.count("tokens", g, mask)
+	return r, nil
+}
+
+// wanted is what a block should give, [tokens, channels]: what the original's residual stream has after it and the second
+// branch's has not from elsewhere.
+func (b *bench) wanted(o *attention.Output) (*graph.Value, error) {
 	given := o.Projection.Output
-	if r.bias {
+	if o.Bias != nil {
 		given = o.Bias.Node.Out[0]
 	}
 	stream := residual(given, b.facts)
@@ -72,18 +92,8 @@ func (b *bench) refit(i int) (*refit, error) {
 	if err != nil {
 		return nil, err
 	}
-	rest := b.op("Sub", "refit/rest", []*graph.Value{b.rows(now, r.out), b.rows(own, r.out)})
-	y := b.op("Sub", "refit/y", []*graph.Value{b.rows(original, r.out), rest})
-	mask := c.tokens
-	if c.sequenceFirst(o.Projection.Input) && mask != nil {
-		mask = b.op("Transpose", "refit/mask", []*graph.Value{mask}, graph.IntsAttr("perm", 1, 0))
-	}
-	g, y = c.show("refit/g", g, mask), c.show("refit/y", y, mask)
-	t := b.op("Transpose", "refit/transposed", []*graph.Value{g}, graph.IntsAttr("perm", 1, 0))
-	b.sum("gram", b.op("MatMul", "refit/gram", []*graph.Value{t, g}), int64(r.rows), int64(r.rows))
-	b.sum("cross", b.op("MatMul", "refit/cross", []*graph.Value{t, y}), int64(r.rows), int64(r.out))
-	c.count("tokens", g, mask)
-	return r, nil
+	rest := b.op("Sub", "refit/rest", []*graph.Value{b.rows(now, o.Columns), b.rows(own, o.Columns)})
+	return b.op("Sub", "refit/y", []*graph.Value{b.rows(original, o.Columns), rest}), nil
 }
 
 // residual follows what a block gives to the residual stream that it is added to, through additions that nothing else

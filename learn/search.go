@@ -79,7 +79,7 @@ func (s *search) measure(ctx context.Context) error {
 			{"value", b.ValueHeads, func(c int) fusion.Choice { return fusion.Choice{Key: b.KVHeads, Value: c} }, s.seq.Strategy.ValueErrors, &t.Value},
 		} {
 			options := s.seq.Options
-			options.Coupled, options.Nested = false, false // of one kind alone
+			options.Coupled = false // of one kind alone
 			errors, err := kind.errors(p, options)
 			if err != nil {
 				return fmt.Errorf("block %q: %w", b.Name, err)
@@ -144,14 +144,12 @@ func carry(errors []float64, known map[int]float64) []float64 {
 			}
 		}
 	}
-	// More heads never count as worse: what is measured as such is noise.
-	for n := top - 1; n >= 1; n-- {
-		best := math.Inf(1)
-		for m := n; m < top; m++ {
-			best = min(best, out[m])
-		}
-		if best < math.Inf(1) && out[n-1] < best {
-			out[n-1] = best
+	// Fewer heads never count as better: what is measured as such is noise.
+	least := 0.0
+	for n := top; n >= 1; n-- {
+		if !math.IsInf(out[n-1], 1) {
+			out[n-1] = max(out[n-1], least)
+			least = out[n-1]
 		}
 	}
 	return out

@@ -21,13 +21,15 @@ type Sequence struct {
 	Options  fusion.SolveOptions
 	Batches  []Batch // to calibrate on
 	Refit    bool    // of the output projections
+	Joint    bool    // of the values with them, where that is possible
 	Seed     uint64
 	Step     func() // called after every run of the model; may be nil
 
 	length       int
 	calibrations map[int]*calibration
 	refits       map[int]*refit
-	own          map[int]Slots // of the original weights
+	joints       map[int]*joint // nil entries: it does not apply
+	own          map[int]Slots  // of the original weights
 }
 
 // Layer is one compressed block.
@@ -42,7 +44,7 @@ type Layer struct {
 
 // Start prepares a sequence.
 func (s *Sequence) Start() error {
-	s.calibrations, s.refits = map[int]*calibration{}, map[int]*refit{}
+	s.calibrations, s.refits, s.joints = map[int]*calibration{}, map[int]*refit{}, map[int]*joint{}
 	for _, b := range s.Batches {
 		s.length = max(s.length, b.Length)
 	}
@@ -63,7 +65,12 @@ func (s *Sequence) Close() {
 	for _, r := range s.refits {
 		r.close()
 	}
-	s.calibrations, s.refits = nil, nil
+	for _, j := range s.joints {
+		if j != nil {
+			j.close()
+		}
+	}
+	s.calibrations, s.refits, s.joints = nil, nil, nil
 }
 
 func (s *Sequence) step() {
@@ -130,8 +137,10 @@ func (s *Sequence) Layer(ctx context.Context, i int, c fusion.Choice, p *fusion.
 	b := s.Lab.Blocks[i]
 	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}, problem: p}
 	if c.Key < b.KVHeads || c.Value < b.ValueHeads {
+		options := s.Options
+		options.Coupled = options.Coupled && c.Key == c.Value && b.KVHeads == b.ValueHeads
 		var err error
-		if l.Solution, err = s.Strategy.Solve(p, c.Key, c.Value, s.Options); err != nil {
+		if l.Solution, err = s.Strategy.Solve(p, c.Key, c.Value, options); err != nil {
 			return nil, fmt.Errorf("block %q: %w", b.Name, err)
 		}
 		l.Plan.Key, l.Plan.Value, l.Plan.Learned = l.Solution.Key, l.Solution.Value, l.Solution.Learned
@@ -161,6 +170,11 @@ func (s *Sequence) tie(i int, l *Layer) error {
 }
 
 func (s *Sequence) refit(ctx context.Context, i int, l *Layer, done map[int]*Layer) error {
+	if s.Joint {
+		if fitted, err := s.joint(ctx, i, l, done); fitted || err != nil {
+			return err
+		}
+	}
 	r := s.refits[i]
 	if r == nil {
 		var err error
@@ -169,12 +183,7 @@ func (s *Sequence) refit(ctx context.Context, i int, l *Layer, done map[int]*Lay
 		}
 		s.refits[i] = r
 	}
-	with := maps.Clone(done)
-	if with == nil {
-		with = map[int]*Layer{}
-	}
-	with[i] = l
-	output, bias, err := r.solve(ctx, s.Batches, s.all(with), l.Plan.Learned, s.step)
+	output, bias, err := r.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan.Learned, s.step)
 	if err != nil {
 		return err
 	}
@@ -185,6 +194,38 @@ func (s *Sequence) refit(ctx context.Context, i int, l *Layer, done map[int]*Lay
 	learned.Output, learned.OutputBias = output, bias
 	l.Plan.Learned = &learned
 	return s.tie(i, l)
+}
+
+// and adds a layer to those that are done.
+func and(done map[int]*Layer, i int, l *Layer) map[int]*Layer {
+	with := map[int]*Layer{i: l}
+	for k, d := range done {
+		if k != i {
+			with[k] = d
+		}
+	}
+	return with
+}
+
+// joint fits values and output of block i together, false where that is not possible.
+func (s *Sequence) joint(ctx context.Context, i int, l *Layer, done map[int]*Layer) (bool, error) {
+	j, ok := s.joints[i]
+	if !ok {
+		var err error
+		if j, err = s.Lab.joint(i, s.length); err != nil {
+			return false, err
+		}
+		s.joints[i] = j
+	}
+	if j == nil {
+		return false, nil
+	}
+	learned, err := j.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan, s.step)
+	if err != nil {
+		return false, err
+	}
+	l.Plan.Learned = learned
+	return true, s.tie(i, l)
 }
 
 // Run compresses every block, to the choice of each (in the order of Open). Layers that are kept from an earlier run

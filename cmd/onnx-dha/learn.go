@@ -189,7 +189,11 @@ func runLearn(c *cli.Context) (err error) {
 	q.Progress = withTimeLeft(bar.step)
 	res, err := lab.Learn(c.Context, q)
 	bar.clear()
-	if err != nil {
+	var unfit *learn.RequestError
+	switch {
+	case errors.As(err, &unfit):
+		return coded(exitUsage, err)
+	case err != nil:
 		return coded(exitRuntime, fmt.Errorf("%s: %w", args[0], err))
 	}
 	d := describeLearning(args[0], path, c, q, lab, res)
