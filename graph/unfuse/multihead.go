@@ -51,6 +51,9 @@ func multiHead(at multiHeadInputs) func(*writer) error {
 		if err != nil {
 			return err
 		}
+		if w.n.Int("unidirectional", 0) != 0 && p.length != shape[1].String() {
+			return fmt.Errorf("attribute unidirectional is not expanded for %s keys and %v queries", p.length, shape[1])
+		}
 		n := w.n.Int("num_heads", 0)
 		k, v := p.k, p.v
 		s := span{q: p.q, qAxis: 2, kAxis: 2}

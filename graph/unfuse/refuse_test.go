@@ -85,6 +85,10 @@ func TestRefused(t *testing.T) {
 			x := s.in("x", "B=2", "S=3", "D=8")
 			s.node("MultiHeadAttention", "com.microsoft", 1, []*graph.Value{x, x, x}, graph.IntAttr("num_heads", 2))
 		}, `dimension 2 of "x" is D`},
+		"one direction across": {17, func(s *sketch) {
+			k := s.in("k", "B=2", "L=5", 8)
+			s.node("MultiHeadAttention", "com.microsoft", 1, []*graph.Value{s.in("x", "B=2", "S=3", 8), k, k}, graph.IntAttr("num_heads", 2), graph.IntAttr("unidirectional", 1))
+		}, "attribute unidirectional is not expanded for L keys and S queries"},
 		"packed variable-length mask": {17, func(s *sketch) {
 			x := s.in("x", "B=2", "S=3", 8)
 			s.node("MultiHeadAttention", "com.microsoft", 1, []*graph.Value{x, x, x, nil, s.given("mask", i32, s.normal, "3*B+2=8")}, graph.IntAttr("num_heads", 2))
