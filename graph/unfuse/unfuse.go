@@ -84,7 +84,9 @@ func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal
 		}
 		done = append(done, exps...)
 	}
-	dropUnusedFunctions(m)
+	if len(done) > 0 {
+		dropUnusedFunctions(m)
+	}
 	exps, err := expandAll(m, only, refused)
 	if err != nil {
 		return nil, nil, err

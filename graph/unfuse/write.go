@@ -35,7 +35,7 @@ type writer struct {
 	n       *graph.Node
 	base    string
 	exp     *Expansion
-	ints_   map[string]*graph.Value
+	lists   map[string]*graph.Value
 	derived map[*graph.Value]weight // new constants that are parts of the node's
 	results []shunt
 }
@@ -103,14 +103,14 @@ func (w *writer) ints(x ...int64) *graph.Value { return w.integers([]int64{int64
 func (w *writer) int(x int64) *graph.Value { return w.integers(nil, []int64{x}) }
 
 func (w *writer) integers(dims, x []int64) *graph.Value {
-	if w.ints_ == nil {
-		w.ints_ = map[string]*graph.Value{}
+	if w.lists == nil {
+		w.lists = map[string]*graph.Value{}
 	}
 	id := fmt.Sprint(dims, x)
-	if w.ints_[id] == nil {
-		w.ints_[id] = w.p.Init(graph.NewTensor(w.base+"/ints", dims, x))
+	if w.lists[id] == nil {
+		w.lists[id] = w.p.Init(graph.NewTensor(w.base+"/ints", dims, x))
 	}
-	return w.ints_[id]
+	return w.lists[id]
 }
 
 // number is a constant scalar of a floating-point type.
@@ -120,11 +120,6 @@ func (w *writer) number(elem elemType, x float64) (*graph.Value, error) {
 		return nil, err
 	}
 	return w.p.Init(t), nil
-}
-
-// single is a constant scalar float32.
-func (w *writer) single(x float64) *graph.Value {
-	return w.p.Init(graph.NewTensor(w.base+"/number", nil, []float32{float32(x)}))
 }
 
 // axes adds an operator whose axes are an attribute before opset 13 and an input from there on.
