@@ -108,7 +108,7 @@ func (k *keys) best(group []int) (*mixture, error) {
 	if err != nil || k.metric == nil || len(group) == 1 {
 		return m, err
 	}
-	_, err = k.metric.improve(k, group, m, 1e-5)
+	_, err = k.metric.improve(k, group, m, 1e-5, 60)
 	return m, err
 }
 
@@ -217,7 +217,7 @@ func (k *keys) bestError(group []int) (float64, error) {
 		if err != nil {
 			return 0, err
 		}
-		return k.metric.improve(k, group, m, 1e-3)
+		return k.metric.improve(k, group, m, 1e-2, 8)
 	}
 	return k.closedError(group, func(h, f int) float64 { return math.Sqrt(k.lambda[h][f]) }, (*stack).bestError)
 }

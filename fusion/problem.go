@@ -25,9 +25,46 @@ type Problem struct {
 	valueNote    string
 	err          error
 
-	mu         sync.Mutex
-	costs      map[string]float64
-	partitions map[string][][][]int
+	mu     sync.Mutex
+	costs  map[string]float64
+	groups *groupings
+}
+
+// groupings are partitions that searches have found.
+type groupings struct {
+	mu sync.Mutex
+	m  map[string][][]int
+}
+
+func (g *groupings) get(key string) ([][]int, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p, ok := g.m[key]
+	return p, ok
+}
+
+func (g *groupings) put(key string, p [][]int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.m == nil {
+		g.m = map[string][][]int{}
+	}
+	g.m[key] = p
+}
+
+// Follow makes p take the groups that were found on earlier, a problem of the same block with other statistics, and look
+// for those only that were not: the search is most of the work, and groups change little when layers before are
+// compressed otherwise. It is called before p is first used.
+func (p *Problem) Follow(earlier *Problem) { p.groups = earlier.found() }
+
+// found returns the store of groups.
+func (p *Problem) found() *groupings {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.groups == nil {
+		p.groups = &groupings{}
+	}
+	return p.groups
 }
 
 // kind is one of the two kinds of heads.
@@ -49,7 +86,7 @@ func (p *Problem) moments(k kind) (moments, error) {
 		if p.err == nil {
 			p.values, p.err = p.valueMoments()
 		}
-		p.costs, p.partitions = map[string]float64{}, map[string][][][]int{}
+		p.costs = map[string]float64{}
 	})
 	if p.err != nil {
 		return nil, p.err

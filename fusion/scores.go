@@ -262,8 +262,8 @@ func ridgeSolve(a *mat.SymDense, b *mat.VecDense) (*mat.VecDense, error) {
 }
 
 // improve alternates the two least-squares problems from the mixture m (each step cannot raise the error) until a round
-// gains less than the given part of the error, and returns the error. It changes m.
-func (m *scoreMetric) improve(k *keys, group []int, mix *mixture, gain float64) (float64, error) {
+// gains less than the given part of the error, in at most so many rounds, and returns the error. It changes m.
+func (m *scoreMetric) improve(k *keys, group []int, mix *mixture, gain float64, rounds int) (float64, error) {
 	f, F := m.fit(group), len(m.pairs)
 	for i := range group {
 		for q := range m.pairs {
@@ -272,7 +272,7 @@ func (m *scoreMetric) improve(k *keys, group []int, mix *mixture, gain float64) 
 	}
 	last := math.Inf(1)
 	e := f.error()
-	for round := 0; round < 60 && last-e > gain*e; round++ {
+	for round := 0; round < rounds && last-e > gain*e; round++ {
 		last = e
 		if err := f.readers(); err != nil {
 			return 0, err

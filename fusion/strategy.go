@@ -319,37 +319,37 @@ func (s Strategy) common(p *Problem, n int, o SolveOptions) ([][]int, error) {
 	return s.run(p, t, km, s.key, "both")
 }
 
-// run searches, keeping what is exact for all numbers of groups at once.
+// run searches, keeping what it finds: all numbers of groups at once where the search is exact.
 func (s Strategy) run(p *Problem, t *partitionTask, m moments, r rule, what string) ([][]int, error) {
-	if r.search != nil {
-		items, err := r.search(t, m)
-		if err != nil {
-			return nil, err
-		}
-		return t.groups(items), nil
+	found := p.found()
+	key := func(n int) string { return fmt.Sprint(s.Name, what, t.equal, t.items, n) }
+	if g, ok := found.get(key(t.n)); ok {
+		return g, nil
 	}
 	h := len(t.items)
-	if h > exactHeads || h < m.heads() || t.n == 1 || t.n == h {
-		items, err := t.search()
+	if r.search == nil && h <= exactHeads && t.n > 1 && t.n < h {
+		all, err := t.exactPartitions(h)
 		if err != nil {
 			return nil, err
 		}
-		return t.groups(items), nil
-	}
-	key := fmt.Sprint(s.Name, what, t.equal)
-	p.mu.Lock()
-	all, ok := p.partitions[key]
-	p.mu.Unlock()
-	if !ok {
-		var err error
-		if all, err = t.exactPartitions(h); err != nil {
-			return nil, err
+		for n, items := range all {
+			if items != nil {
+				found.put(key(n+1), t.groups(items))
+			}
 		}
-		p.mu.Lock()
-		p.partitions[key] = all
-		p.mu.Unlock()
+		return t.groups(all[t.n-1]), nil
 	}
-	return t.groups(all[t.n-1]), nil
+	search := func(t *partitionTask, _ moments) ([][]int, error) { return t.search() }
+	if r.search != nil {
+		search = r.search
+	}
+	items, err := search(t, m)
+	if err != nil {
+		return nil, err
+	}
+	g := t.groups(items)
+	found.put(key(t.n), g)
+	return g, nil
 }
 
 func (s Strategy) rule(k kind) rule {

@@ -30,6 +30,7 @@ type Sequence struct {
 	refits       map[int]*refit
 	joints       map[int]*joint // nil entries: it does not apply
 	own          map[int]Slots  // of the original weights
+	earlier      map[int]*fusion.Problem
 }
 
 // Layer is one compressed block.
@@ -45,6 +46,7 @@ type Layer struct {
 // Start prepares a sequence.
 func (s *Sequence) Start() error {
 	s.calibrations, s.refits, s.joints = map[int]*calibration{}, map[int]*refit{}, map[int]*joint{}
+	s.earlier = map[int]*fusion.Problem{}
 	for _, b := range s.Batches {
 		s.length = max(s.length, b.Length)
 	}
@@ -129,7 +131,12 @@ func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fu
 		return nil, err
 	}
 	b := s.Lab.Blocks[i]
-	return &fusion.Problem{W: s.Lab.Weights[i], S: stats[0], KeyNorm: normed(b.Key) || normed(b.Query), Seed: s.Seed}, nil
+	p := &fusion.Problem{W: s.Lab.Weights[i], S: stats[0], KeyNorm: normed(b.Key) || normed(b.Query), Seed: s.Seed}
+	if e := s.earlier[i]; e != nil {
+		p.Follow(e)
+	}
+	s.earlier[i] = p
+	return p, nil
 }
 
 // Layer compresses block i to the numbers of heads asked for, after the layers that are done; p is its problem there.
