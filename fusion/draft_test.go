@@ -26,16 +26,19 @@ func model(seed float32, packed bool, names ...string) []*attention.Block {
 	out := blocks(8, names...)
 	for _, b := range out {
 		if packed {
-			qkv := &attention.Projection{Weight: tensor("qkv", 6, 18), GemmBias: tensor("b", 18)}
+			qkv := projection(tensor("qkv", 6, 18))
+			qkv.GemmBias = tensor("b", 18)
+			qkv.BiasTensor = qkv.GemmBias.Init
 			b.Query, b.Key, b.Value = &attention.Path{Projection: qkv}, &attention.Path{Projection: qkv}, &attention.Path{Projection: qkv}
 		} else {
 			path := func(name string) *attention.Path {
-				return &attention.Path{Projection: &attention.Projection{Weight: tensor(name, 6, 6)}}
+				return &attention.Path{Projection: projection(tensor(name, 6, 6))}
 			}
 			b.Query, b.Key, b.Value = path("q"), path("k"), path("v")
-			b.Value.Biases = []attention.Side{{Value: tensor("vb", 6)}}
+			bias := tensor("vb", 6)
+			b.Value.Biases = []attention.Side{{Value: bias, Tensor: bias.Init}}
 		}
-		b.Output = &attention.Output{Projection: &attention.Projection{Weight: tensor("o", 6, 6)}}
+		b.Output = &attention.Output{Projection: projection(tensor("o", 6, 6))}
 	}
 	return out
 }
@@ -198,4 +201,9 @@ func TestTargets(t *testing.T) {
 			t.Errorf("%d KV heads of %d and %d channels: %d, %d, %v; want %d, %d", tc.block.KVHeads, tc.block.HeadDim, tc.block.ValueDim, k, v, err, tc.key, tc.value)
 		}
 	}
+}
+
+// projection is one whose weight is the initializer w.
+func projection(w *graph.Value) *attention.Projection {
+	return &attention.Projection{Weight: w, Tensor: w.Init}
 }
