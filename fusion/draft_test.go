@@ -92,7 +92,7 @@ func TestFingerprint(t *testing.T) {
 		seen[f] = what
 	}
 	broken := model(1, false, "a", "b")
-	broken[1].Key.Projection.Weight = &graph.Value{Name: "x"}
+	broken[1].Key.Projection = projection(&graph.Value{Name: "x"})
 	if _, err := Fingerprint(broken); err == nil || !strings.Contains(err.Error(), `block "b": "x" is not a constant`) {
 		t.Errorf("a computed weight: %v", err)
 	}
