@@ -82,7 +82,7 @@ func (b *bench) joint(i, seq int) (*joint, error) {
 }
 
 // solve runs the batches and fits both projections, from those that the block has by its plan.
-func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *fusion.BlockPlan, step func()) (*fusion.Learned, error) {
+func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *fusion.BlockPlan, e effort, step func()) (*fusion.Learned, error) {
 	j.reset()
 	for i, b := range batches {
 		row := ort.FromInt64([]int64{int64(i % min(j.stride, b.Length))}, 1)
@@ -112,7 +112,7 @@ func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *f
 	}
 	a := &alternation{
 		heads: w.Heads, n: j.n, d: w.ValueDim, bias: j.bias, gram: mat.DenseCopyOf(gram), sym: gram, cross: cross,
-		groups: make([]int, w.Heads), rows: j.n,
+		groups: make([]int, w.Heads), free: j.n, effort: e,
 	}
 	of := plan.Value.Map()
 	for h, v := range w.ValueOf {
@@ -120,7 +120,7 @@ func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *f
 	}
 	inputs, _ := w.Value.Dims()
 	if j.one && w.ValueBias == nil {
-		a.rows = inputs // there is no bias to be had: the entry for it stays zero
+		a.free = inputs // there is no bias to be had: the entry for it stays zero
 	}
 	value, valueBias := learned.Value, learned.ValueBias
 	if value == nil {
@@ -132,7 +132,7 @@ func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *f
 	for g := range plan.Value.Heads() {
 		v := mat.NewDense(j.n, a.d, nil)
 		v.Slice(0, inputs, 0, a.d).(*mat.Dense).Copy(value.Slice(0, inputs, g*a.d, (g+1)*a.d))
-		if a.rows > inputs && valueBias != nil {
+		if a.free > inputs && valueBias != nil {
 			v.SetRow(inputs, valueBias[g*a.d:(g+1)*a.d])
 		}
 		a.values = append(a.values, v)
@@ -160,12 +160,12 @@ func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *f
 		learned.OutputBias = append([]float64(nil), a.output.RawRowView(channels)...)
 	}
 	learned.Value = mat.NewDense(inputs, len(a.values)*a.d, nil)
-	if a.rows > inputs {
+	if a.free > inputs {
 		learned.ValueBias = make([]float64, len(a.values)*a.d)
 	}
 	for g, v := range a.values {
 		learned.Value.Slice(0, inputs, g*a.d, (g+1)*a.d).(*mat.Dense).Copy(v.Slice(0, inputs, 0, a.d))
-		if a.rows > inputs {
+		if a.free > inputs {
 			copy(learned.ValueBias[g*a.d:], v.RawRowView(inputs))
 		}
 	}
@@ -189,8 +189,9 @@ func fuse(f fusion.Fusion, w *mat.Dense, d int) *mat.Dense {
 
 // alternation is the least-squares problem min E‖y − Σ_h z_h V_g(h) O_h‖² in its moments.
 type alternation struct {
+	effort
 	heads, n, d int
-	rows        int  // of V that are free; the others are zero
+	free        int  // rows of V that are free; the others are zero
 	bias        bool // z and output have an entry for the bias at their end
 	groups      []int
 	gram        *mat.Dense // E[zᵀz]
@@ -200,36 +201,60 @@ type alternation struct {
 	output      *mat.Dense   // O, [heads·d (+1), out]
 }
 
-const (
-	alternations   = 12   // rounds; the error falls in each, and little after these
-	conjugateSteps = 12   // of the value fit in a round, which goes on in the next
-	valueRidge     = 1e-4 // of the mean curvature
+// effort says how far an alternation goes.
+type effort struct {
+	rounds int
+	steps  int     // of the value fit in a round, which goes on in the next
+	enough float64 // ends it when a round brings less than this share of what all before it brought
+}
+
+// Efforts: to compare allocations, and for the weights that are kept.
+var (
+	coarse = effort{rounds: 16, steps: 6, enough: 0.03}
+	fine   = effort{rounds: 60, steps: 12, enough: 0.001}
 )
 
-// run alternates between the two fits.
+// valueRidge is the ridge of the value fit, as a share of the mean curvature.
+const valueRidge = 1e-4
+
+// run alternates between the two fits; the error falls in every round.
 func (a *alternation) run(ctx context.Context) error {
-	for range alternations {
+	first, last := 0.0, 0.0
+	for round := 0; ; round++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		t := a.through(a.values)
 		gram, cross := a.moments(t)
+		if round == 0 {
+			first = a.error(gram, cross)
+			last = first
+		}
 		o, err := fusion.RefitOutput(gram, cross, a.output, fusion.RefitRidge(gram))
 		if err != nil {
 			return err
 		}
 		a.output = o
+		now := a.error(gram, cross)
+		if round > 0 && last-now <= a.enough*(first-last) || round == a.rounds {
+			return nil
+		}
+		last = now
 		if err := a.fitValues(t); err != nil {
 			return err
 		}
 	}
-	t := a.through(a.values)
-	gram, cross := a.moments(t)
-	o, err := fusion.RefitOutput(gram, cross, a.output, fusion.RefitRidge(gram))
-	if err == nil {
-		a.output = o
+}
+
+// error is E‖y − ŷ‖² less E‖y‖².
+func (a *alternation) error(gram *mat.SymDense, cross *mat.Dense) float64 {
+	var fitted mat.Dense
+	fitted.Mul(gram, a.output)
+	sum := 0.0
+	for i, o := range a.output.RawMatrix().Data {
+		sum += o * (fitted.RawMatrix().Data[i] - 2*cross.RawMatrix().Data[i])
 	}
-	return err
+	return sum
 }
 
 // through returns E[zᵀf] for the contexts f_h = z_h v_g(h), [m, heads·d (+1)].
@@ -277,15 +302,15 @@ func (a *alternation) fitValues(t *mat.Dense) error {
 	heads := a.output.Slice(0, channels, 0, out)
 	var oo mat.Dense // O O_hᵀ side by side
 	oo.Mul(heads, heads.T())
-	mean := mat.NewSymDense(a.rows, nil)
+	mean := mat.NewSymDense(a.free, nil)
 	for h := range a.heads {
-		for i := range a.rows {
-			for j := i; j < a.rows; j++ {
+		for i := range a.free {
+			for j := i; j < a.free; j++ {
 				mean.SetSym(i, j, mean.At(i, j)+a.sym.At(h*a.n+i, h*a.n+j)/float64(a.heads))
 			}
 		}
 	}
-	curvature := mat.Trace(mean) / float64(a.rows) * mat.Trace(&oo) / float64(len(a.values)*a.d)
+	curvature := mat.Trace(mean) / float64(a.free) * mat.Trace(&oo) / float64(len(a.values)*a.d)
 	ridge := valueRidge * curvature
 	left, err := inverse(mean)
 	if err != nil {
@@ -322,7 +347,7 @@ func (a *alternation) fitValues(t *mat.Dense) error {
 			v[g].Add(v[g], f(h))
 		}
 		for g := range v {
-			for i := a.rows; i < a.n; i++ {
+			for i := a.free; i < a.n; i++ {
 				for c := range a.d {
 					v[g].Set(i, c, 0)
 				}
@@ -348,8 +373,8 @@ func (a *alternation) fitValues(t *mat.Dense) error {
 		u := zero()
 		for g := range v {
 			var half mat.Dense
-			half.Mul(left, v[g].Slice(0, a.rows, 0, a.d))
-			u[g].Slice(0, a.rows, 0, a.d).(*mat.Dense).Mul(&half, right[g])
+			half.Mul(left, v[g].Slice(0, a.free, 0, a.d))
+			u[g].Slice(0, a.free, 0, a.d).(*mat.Dense).Mul(&half, right[g])
 		}
 		return u
 	}
@@ -363,7 +388,7 @@ func (a *alternation) fitValues(t *mat.Dense) error {
 	})
 	direction := precondition(residual)
 	rz := inner(residual, direction)
-	for range conjugateSteps {
+	for range a.steps {
 		if !(rz > 0) {
 			break
 		}

@@ -59,8 +59,11 @@ type Result struct {
 	Elapsed                 time.Duration
 }
 
-// searchTokens bounds the tokens that the search measures on; the final run calibrates on all.
-const searchTokens = 16 << 10
+// Tokens that the search calibrates on, and the part of them that it measures on; the final run calibrates on all.
+const (
+	searchTokens = 16 << 10
+	judgeTokens  = 6 << 10
+)
 
 // Learn finds a configuration for the model of the lab.
 func (l *Lab) Learn(ctx context.Context, q Request) (*Result, error) {
@@ -141,15 +144,28 @@ func (r *run) step() {
 
 func (r *run) note(what string) { r.what = what }
 
-func (r *run) open(train []Batch) error {
-	tokens := 0
-	for _, b := range train {
-		if len(r.few) > 0 && tokens+b.Tokens > searchTokens {
+// bounded takes batches of at most so many tokens, one at least, evenly over all.
+func bounded(batches []Batch, tokens int) []Batch {
+	whole := 0
+	for _, b := range batches {
+		whole += b.Tokens
+	}
+	var out []Batch
+	taken, passed := 0, 0
+	for _, b := range batches {
+		passed += b.Tokens
+		// The share of the tokens passed that is taken never runs ahead of the share wanted.
+		if whole > tokens && len(out) > 0 && float64(taken+b.Tokens)*float64(whole) > float64(tokens)*float64(passed) {
 			continue
 		}
-		tokens += b.Tokens
-		r.few = append(r.few, b)
+		taken += b.Tokens
+		out = append(out, b)
 	}
+	return out
+}
+
+func (r *run) open(train []Batch) error {
+	r.few = bounded(train, searchTokens)
 	refits := !r.q.NoRefit && r.q.Strategy.Name == "optimal"
 	r.seq = &Sequence{
 		Lab: r.lab, Strategy: r.q.Strategy, Batches: r.few, Refit: refits, Joint: refits, Seed: r.q.Seed, Step: r.step,
@@ -252,10 +268,13 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 				100*r.q.KV, math.Ceil(1000*share)/10)
 		}
 	}
+	if out := r.only(r.budget(r.q.KV), least); r.q.KV > 0 && out != nil {
+		return out, math.NaN(), nil
+	}
 	runs := len(r.few) * len(open)
 	r.total = runs * (2 + 8*2) // a rough count: the tables, then passes over prefixes
 	var err error
-	if r.judge, err = r.lab.Judge(ctx, r.few); err != nil {
+	if r.judge, err = r.lab.Judge(ctx, bounded(r.few, judgeTokens)); err != nil {
 		return nil, 0, err
 	}
 	r.search = &search{seq: r.seq, judge: r.judge, layout: r.q.Layout, memo: r.state.Measured, saved: r.save, note: r.note}
@@ -267,6 +286,18 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 		return r.search.allocate(ctx, r.budget(r.q.KV), r.q.Trials)
 	}
 	return r.smallest(ctx, least, most)
+}
+
+// only returns one head of each kind for every layer when the budget leaves nothing to choose, else nil.
+func (r *run) only(budget, least int64) []fusion.Choice {
+	var out []fusion.Choice
+	for _, i := range r.lab.Open() {
+		if budget-least >= min(r.lab.headBytes(i, 1, 0), r.lab.headBytes(i, 0, 1)) {
+			return nil
+		}
+		out = append(out, fusion.Choice{Key: 1, Value: 1})
+	}
+	return out
 }
 
 // smallest finds the smallest cache that holds MaxKL, by bisection over budgets, the model of each allocation being
@@ -307,8 +338,7 @@ func (r *run) finish(ctx context.Context, choices []fusion.Choice, train []Batch
 	r.what = "final weights"
 	open := r.lab.Open()
 	var keep []*Layer
-	switch {
-	case slices.Equal(r.state.Choices, choices):
+	if slices.Equal(r.state.Choices, choices) {
 		for n, saved := range r.state.Layers {
 			l, err := r.seq.layer(open[n], choices[n], saved)
 			if err != nil {
@@ -316,22 +346,14 @@ func (r *run) finish(ctx context.Context, choices []fusion.Choice, train []Batch
 			}
 			keep = append(keep, l)
 		}
-	case r.search != nil && len(train) == len(r.few):
-		keep = r.search.incumbent
 	}
-	if len(train) != len(r.few) {
-		r.seq.Batches = train
-	}
+	r.seq.Batches, r.seq.Fine = train, true
 	r.total = max(r.total, r.done+len(train)*len(open)*2)
 	if !slices.Equal(r.state.Choices, choices) {
 		r.state.Choices, r.state.Layers = choices, nil
 	}
 	return r.seq.Run(ctx, choices, keep, func(n int, l *Layer) error {
-		r.state.Layers = append(r.state.Layers[:min(n, len(r.state.Layers))], saveLayer(l))
-		if n+1 != len(r.state.Layers) {
-			r.state.Layers = nil // layers before it came from the search; nothing to resume from
-			return nil
-		}
+		r.state.Layers = append(r.state.Layers[:n], saveLayer(l))
 		return r.save()
 	})
 }

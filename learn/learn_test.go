@@ -138,7 +138,7 @@ func TestAlternation(t *testing.T) {
 	cross.Scale(1./tokens, &cross)
 	sym := mat.NewSymDense(heads*n+1, gram.RawMatrix().Data)
 	a := &alternation{
-		heads: heads, n: n, d: d, rows: n, bias: true, groups: []int{0, 1, 0, 1}, gram: &gram, sym: sym, cross: &cross,
+		effort: fine, heads: heads, n: n, d: d, free: n, bias: true, groups: []int{0, 1, 0, 1}, gram: &gram, sym: sym, cross: &cross,
 		values: []*mat.Dense{random(n, d), random(n, d)}, output: random(heads*d+1, out),
 	}
 	// contexts are those of the tokens, computed without moments.

@@ -85,7 +85,7 @@ func (t task) learn(b *testing.B, kv float64) *Result {
 	if err != nil {
 		b.Fatal(err)
 	}
-	r, err := t.lab.Learn(context.Background(), Request{Strategy: s, KV: kv, Train: t.train, HeldOut: t.heldOut, Trials: 24, Seed: 1})
+	r, err := t.lab.Learn(context.Background(), Request{Strategy: s, KV: kv, Train: t.train, HeldOut: t.heldOut, Trials: 4, Seed: 1})
 	if err != nil {
 		b.Fatal(err)
 	}

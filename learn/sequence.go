@@ -22,6 +22,7 @@ type Sequence struct {
 	Batches  []Batch // to calibrate on
 	Refit    bool    // of the output projections
 	Joint    bool    // of the values with them, where that is possible
+	Fine     bool    // go on with that until it brings nothing more
 	Seed     uint64
 	Step     func() // called after every run of the model; may be nil
 
@@ -227,7 +228,11 @@ func (s *Sequence) joint(ctx context.Context, i int, l *Layer, done map[int]*Lay
 	if j == nil {
 		return false, nil
 	}
-	learned, err := j.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan, s.step)
+	e := coarse
+	if s.Fine {
+		e = fine
+	}
+	learned, err := j.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan, e, s.step)
 	if err != nil {
 		return false, err
 	}

@@ -45,7 +45,7 @@ func learnCommand() *cli.Command {
 			&cli.StringFlag{Name: "strategy", Value: "optimal", Usage: "`NAME` of how heads are chosen and fused: " + strings.Join(choices["strategy"], ", ")},
 			&cli.StringFlag{Name: "layout", Value: string(fusion.FreeLayout), Usage: "numbers of heads: free (any), coupled (as many keys as values in a layer) or uniform (one number everywhere), `LAYOUT`"},
 			&cli.StringFlag{Name: "groups", Value: string(fusion.AnyGroups), Usage: "sizes of groups, `SIZES`: any, or equal within a layer"},
-			&cli.IntFlag{Name: "trials", Value: 24, Usage: "try `N` neighbouring allocations on the whole model"},
+			&cli.IntFlag{Name: "trials", Value: 8, Usage: "try `N` neighbouring allocations on the whole model"},
 			&cli.BoolFlag{Name: "no-refit", Usage: "leave output projections as the strategy makes them"},
 			&cli.Float64Flag{Name: "held-out", Value: 0.1, Usage: "keep a `SHARE` of the data, its end, for the report"},
 			&cli.IntFlag{Name: "held-out-samples", Value: 64, Usage: "use `N` samples of that part, taken evenly; 0 for all"},
