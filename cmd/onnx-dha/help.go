@@ -109,6 +109,9 @@ var examples = map[string]string{
 	"importance": `  onnx-dha importance model.onnx --data book.txt --tokenizer tokenizer.json
   onnx-dha importance model.onnx --data ids.jsonl --remove kv --samples 8 --json -o importance.json
   onnx-dha importance vit.onnx --data images.npz --csv | sort -t, -k12 -g`,
+	"compare": `  onnx-dha compare model.onnx --kv 50%,25% --data book.txt --tokenizer tokenizer.json
+  onnx-dha compare model.onnx --kv 50%,25%,12.5% --strategies gqa,dha,optimal --data ids.jsonl --plot compare.svg
+  onnx-dha compare model.onnx --kv 50% --layout uniform --groups equal --data ids.jsonl --csv -o compare.csv`,
 	"version": `  onnx-dha version
   onnx-dha version --json --ort-lib /opt/onnxruntime/lib`,
 	"completion": `  source <(onnx-dha completion bash)                                     in ~/.bashrc

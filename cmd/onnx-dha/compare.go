@@ -1,0 +1,389 @@
+package main
+
+import (
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/urfave/cli/v2"
+
+	"onnx-dha/fusion"
+	"onnx-dha/learn"
+	"onnx-dha/ort"
+)
+
+func compareCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "compare",
+		Usage:     "compare strategies of sharing heads at several sizes of cache",
+		ArgsUsage: "MODEL",
+		Description: "Learns a configuration with every strategy for every size of cache, on the same data, and measures what each\n" +
+			"does to the model on data kept apart. Nothing is trained, and no model is written: learn does that with the\n" +
+			"strategy of your choice.",
+		Flags: common(reportOutput, append(sampleFlags(128),
+			&cli.StringFlag{Name: "kv", Usage: "let at most these `SHARES` of the cache stay: 50%,25%"},
+			&cli.StringFlag{Name: "strategies", Usage: "compare these `NAMES`, with commas between (default: all: " + strings.Join(strategyNames(), ", ") + ")"},
+			&cli.StringFlag{Name: "layout", Value: string(fusion.FreeLayout), Usage: "numbers of heads: free (any), coupled (as many keys as values in a layer) or uniform (one number everywhere), `LAYOUT`"},
+			&cli.StringFlag{Name: "groups", Value: string(fusion.AnyGroups), Usage: "sizes of groups, `SIZES`: any, or equal within a layer"},
+			&cli.IntFlag{Name: "trials", Usage: "try `N` neighbouring allocations on the whole model for each row"},
+			&cli.BoolFlag{Name: "no-refit", Usage: "leave output projections as the strategy makes them"},
+			&cli.Float64Flag{Name: "held-out", Value: 0.1, Usage: "keep a `SHARE` of the data, its end, for the report"},
+			&cli.IntFlag{Name: "held-out-samples", Value: 64, Usage: "use `N` samples of that part, taken evenly; 0 for all"},
+			&cli.StringFlag{Name: "plot", Usage: "draw quality over size of cache to `FILE`: an .svg, or an .html with the table", TakesFile: true},
+			&cli.StringFlag{Name: "metric", Value: klMetric, Usage: "draw this `METRIC` in an .svg: kl or perplexity; an .html has both"},
+			&cli.BoolFlag{Name: "csv", Usage: "print CSV"},
+			&cli.BoolFlag{Name: "markdown", Usage: "print the table as Markdown"},
+			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of searches and of inputs that are neither in the data nor made from them"},
+			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
+			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
+			ortLibFlag())...),
+		Action: runCompare,
+	}
+}
+
+func strategyNames() (names []string) {
+	for _, s := range fusion.Strategies {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// comparisonRequest reads what is to be compared from the options.
+func comparisonRequest(c *cli.Context) (q learn.Comparison, err error) {
+	if c.String("kv") == "" {
+		return q, usageError("--kv is missing; want shares of the cache such as 50%%,25%%")
+	}
+	for text := range strings.SplitSeq(c.String("kv"), ",") {
+		share, err := readShare("kv", text)
+		if err != nil {
+			return q, err
+		}
+		if !slices.Contains(q.Shares, share) {
+			q.Shares = append(q.Shares, share)
+		}
+	}
+	q.Strategies = fusion.Strategies
+	if c.IsSet("strategies") {
+		q.Strategies = nil
+		for name := range strings.SplitSeq(c.String("strategies"), ",") {
+			s, err := fusion.FindStrategy(strings.TrimSpace(name))
+			if err != nil {
+				return q, usageError("--strategies: %w", err)
+			}
+			if !slices.ContainsFunc(q.Strategies, func(have fusion.Strategy) bool { return have.Name == s.Name }) {
+				q.Strategies = append(q.Strategies, s)
+			}
+		}
+	}
+	if h := c.Float64("held-out"); !(h > 0 && h < 1) {
+		return q, usageError("--held-out %g; want more than 0 and less than 1: rows are compared on data that nothing was learned from", h)
+	}
+	if c.Int("trials") < 0 || c.Int("held-out-samples") < 0 {
+		return q, usageError("--trials and --held-out-samples are 0 or more")
+	}
+	layout, err := oneOf(c, "layout")
+	if err != nil {
+		return q, err
+	}
+	groups, err := oneOf(c, "groups")
+	if err != nil {
+		return q, err
+	}
+	q.Layout, q.Groups = fusion.Layout(layout), fusion.GroupSizes(groups)
+	q.Trials, q.NoRefit, q.Seed = c.Int("trials"), c.Bool("no-refit"), c.Uint64("seed")
+	return q, nil
+}
+
+func runCompare(c *cli.Context) (err error) {
+	args, err := arguments(c)
+	if err != nil {
+		return err
+	}
+	provider, err := oneOf(c, "provider")
+	if err != nil {
+		return err
+	}
+	q, err := comparisonRequest(c)
+	if err != nil {
+		return err
+	}
+	forms := 0
+	for _, name := range []string{"json", "csv", "markdown"} {
+		if c.Bool(name) {
+			forms++
+		}
+	}
+	if forms > 1 {
+		return usageError("--json, --csv and --markdown are forms of one report; want one of them")
+	}
+	if err := checkSamples(c); err != nil {
+		return err
+	}
+	metric, err := oneOf(c, "metric")
+	if err != nil {
+		return err
+	}
+	inputs := []string{args[0], c.String("data"), c.String("tokenizer")}
+	chart := c.String("plot")
+	if chart != "" {
+		if plotForm(chart) == "" {
+			return usageError("--plot %s; want a name that ends in .svg or .html", chart)
+		}
+		if chart == c.String("output") {
+			return usageError("--plot and --output are one file, %s; want two", chart)
+		}
+	}
+	for _, path := range []string{c.String("output"), chart} {
+		if path == "" {
+			continue
+		}
+		if err := apart(path, inputs...); err != nil {
+			return err
+		}
+	}
+	m, found, err := openModel(args[0])
+	if err != nil {
+		return err
+	}
+	m.Close()
+	if err := needBlocks(m, found); err != nil {
+		return err
+	}
+	lib, err := ort.Find(c.String("ort-lib"))
+	if err == nil {
+		err = ort.Open(lib)
+	}
+	if err != nil {
+		return coded(exitRuntime, err)
+	}
+	lab, err := learn.OpenLab(args[0], ort.Options{Provider: provider, Threads: c.Int("threads")})
+	if err != nil {
+		return coded(exitModel, err)
+	}
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	set, err := openSamples(c, lab, c.Float64("held-out"), c.Int("held-out-samples"))
+	if err != nil {
+		return err
+	}
+	q.Train, q.HeldOut = set.Train(), set.HeldOut()
+	bar := newProgress(c)
+	q.Progress = withTimeLeft(bar.step)
+	rows, err := lab.Compare(c.Context, q)
+	bar.clear()
+	var unfit *learn.RequestError
+	switch {
+	case errors.As(err, &unfit):
+		return coded(exitUsage, err)
+	case err != nil:
+		return coded(exitRuntime, fmt.Errorf("%s: %w", args[0], err))
+	}
+	out := &comparison{
+		Model: args[0], Data: c.String("data"), Samples: len(q.Train), HeldOut: len(q.HeldOut), Positions: rows[0].Quality.Positions,
+		Layout: string(q.Layout), Groups: string(q.Groups), Trials: q.Trials, Refit: !q.NoRefit, Unsupported: len(lab.Blocks) - len(lab.Open()),
+	}
+	for _, r := range rows {
+		out.Rows = append(out.Rows, comparedRow(r, rows[0]))
+	}
+	print := out.print
+	switch {
+	case c.Bool("csv"):
+		print = out.csv
+	case c.Bool("markdown"):
+		print = out.markdown
+	}
+	// The report comes first: a drawing that cannot be written does not lose it.
+	if err := emit(c, c.String("output"), out, print, inputs...); err != nil {
+		return err
+	}
+	if chart == "" {
+		return nil
+	}
+	data, err := out.draw(plotForm(chart), metric)
+	if err != nil {
+		return coded(exitUsage, fmt.Errorf("--plot %s: %w", chart, err))
+	}
+	return writeFile(chart, data, inputs...)
+}
+
+// comparison is what the command prints.
+type comparison struct {
+	Model       string     `json:"model"`
+	Data        string     `json:"data"`
+	Samples     int        `json:"samples"`
+	HeldOut     int        `json:"held_out_samples"`
+	Positions   int        `json:"positions"` // that were compared
+	Layout      string     `json:"layout"`
+	Groups      string     `json:"groups"`
+	Trials      int        `json:"trials"`
+	Refit       bool       `json:"refit"`
+	Unsupported int        `json:"unsupported"`
+	Rows        []compared `json:"rows"`
+}
+
+// compared is a row; what was not measured is left out.
+type compared struct {
+	Strategy   string   `json:"strategy"`       // "original" in the first row
+	KV         float64  `json:"kv"`             // share of the cache asked for
+	Share      *float64 `json:"kv_share"`       // and reached
+	KeyHeads   []int    `json:"key_heads"`      // of each block
+	ValueHeads []int    `json:"value_heads"`    // likewise
+	Loss       *float64 `json:"loss,omitempty"` // nats a token
+	Perplexity *float64 `json:"perplexity,omitempty"`
+	Ratio      *float64 `json:"perplexity_ratio,omitempty"` // to the original's
+	KL         *float64 `json:"kl,omitempty"`
+	Top1       *float64 `json:"top1,omitempty"`
+	Bytes      *int64   `json:"kv_bytes_per_token,omitempty"`
+	Seconds    *float64 `json:"seconds,omitempty"`
+	Notes      []string `json:"notes,omitempty"`
+	Refused    string   `json:"refused,omitempty"`
+}
+
+const originalRow = "original"
+
+func comparedRow(r, original learn.Row) compared {
+	out := compared{Strategy: r.Strategy, KV: r.Share, Notes: r.Notes}
+	if r.Refused != nil {
+		out.Refused = r.Refused.Error()
+		return out
+	}
+	for _, c := range r.Choices {
+		out.KeyHeads, out.ValueHeads = append(out.KeyHeads, c.Key), append(out.ValueHeads, c.Value)
+	}
+	q := measuredOf(r.Quality)
+	out.Loss, out.Perplexity, out.KL, out.Top1 = q.Loss, q.Perplexity, &q.KL, q.Top1
+	if q.Perplexity != nil {
+		ratio := r.Quality.Perplexity / original.Quality.Perplexity
+		out.Ratio = &ratio
+	}
+	share := float64(r.Bytes) / float64(original.Bytes)
+	out.Bytes, out.Share = &r.Bytes, &share
+	if r.Strategy == "" {
+		out.Strategy = originalRow
+		return out
+	}
+	seconds := math.Round(100*r.Elapsed.Seconds()) / 100
+	out.Seconds = &seconds
+	return out
+}
+
+// table has a row for each strategy and budget. What the model has no number of is a column less.
+func (c *comparison) table(color bool) table.Writer {
+	difference := "KL"
+	if c.Rows[0].Top1 == nil {
+		difference = "error" // of an output that is no distribution
+	}
+	t := newTable(color, table.Row{"strategy", "KV", "K heads", "V heads", "loss", "perplexity", "ratio", difference, "top-1", "bytes/token", "seconds"},
+		2, 5, 6, 7, 8, 9, 10, 11)
+	t.SuppressEmptyColumns()
+	number := func(format string, x *float64, scale float64) string {
+		if x == nil {
+			return ""
+		}
+		return fmt.Sprintf(format, scale**x)
+	}
+	for _, r := range c.Rows {
+		if r.Refused != "" {
+			t.AppendRow(table.Row{r.Strategy, number("%.1f %%", &r.KV, 100), "refused", "", "", "", "", "", "", "", ""})
+			continue
+		}
+		t.AppendRow(table.Row{
+			r.Strategy, number("%.1f %%", r.Share, 100), headCounts(r.KeyHeads), headCounts(r.ValueHeads), number("%.4f", r.Loss, 1),
+			number("%.4g", r.Perplexity, 1), number("× %.3f", r.Ratio, 1), number("%.4f", r.KL, 1), number("%.1f %%", r.Top1, 100),
+			count(*r.Bytes), number("%.1f", r.Seconds, 1),
+		})
+	}
+	return t
+}
+
+// headCounts writes numbers of heads of layers: one number when all have it, each of a few, or their mean.
+func headCounts(n []int) string {
+	if len(n) == 0 {
+		return ""
+	}
+	if low, high := slices.Min(n), slices.Max(n); low == high {
+		return strconv.Itoa(low)
+	} else if len(n) > 8 {
+		sum := 0
+		for _, x := range n {
+			sum += x
+		}
+		return fmt.Sprintf("%d-%d, mean %.1f", low, high, float64(sum)/float64(len(n)))
+	}
+	return strings.Trim(fmt.Sprint(n), "[]")
+}
+
+// head says what was measured, remarks what the table has no room for.
+func (c *comparison) head() string {
+	return fmt.Sprintf("%s: learned from %s of %s, measured on %s, %s", c.Model, plural(c.Samples, "sample"), c.Data,
+		plural(c.HeldOut, "held-out sample"), plural(c.Positions, "position"))
+}
+
+func (c *comparison) remarks() (out []string) {
+	type remark struct{ strategy, text string }
+	seen := map[remark]bool{}
+	for _, r := range c.Rows {
+		if r.Refused != "" {
+			out = append(out, fmt.Sprintf("%s at %.3g %%: refused: %s", r.Strategy, 100*r.KV, r.Refused))
+		}
+		for _, note := range r.Notes {
+			if x := (remark{r.Strategy, note}); !seen[x] {
+				seen[x] = true
+				out = append(out, r.Strategy+": "+note)
+			}
+		}
+	}
+	if c.Unsupported > 0 {
+		out = append(out, fmt.Sprintf("%s cannot be rewritten and stay; %s inspect says why", plural(c.Unsupported, "block"), program))
+	}
+	return out
+}
+
+func (c *comparison) print(w io.Writer, color bool) error {
+	fmt.Fprintf(w, "%s\n\n%s", c.head(), render(c.table(color)))
+	for i, remark := range c.remarks() {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintln(w, remark)
+	}
+	return nil
+}
+
+func (c *comparison) markdown(w io.Writer, _ bool) error {
+	fmt.Fprintln(w, c.table(false).RenderMarkdown())
+	for _, remark := range c.remarks() {
+		fmt.Fprintf(w, "\n%s\n", remark)
+	}
+	return nil
+}
+
+// csv writes a line for each row; what was not measured is empty.
+func (c *comparison) csv(w io.Writer, _ bool) error {
+	out := csv.NewWriter(w)
+	out.Write([]string{"strategy", "kv", "kv_share", "key_heads", "value_heads", "loss", "perplexity", "perplexity_ratio", "kl", "top1", "kv_bytes_per_token", "seconds", "notes", "refused"})
+	number := func(x *float64) string {
+		if x == nil {
+			return ""
+		}
+		return strconv.FormatFloat(*x, 'g', -1, 64)
+	}
+	heads := func(n []int) string { return strings.Trim(fmt.Sprint(n), "[]") }
+	for _, r := range c.Rows {
+		bytes := ""
+		if r.Bytes != nil {
+			bytes = strconv.FormatInt(*r.Bytes, 10)
+		}
+		out.Write([]string{
+			r.Strategy, number(&r.KV), number(r.Share), heads(r.KeyHeads), heads(r.ValueHeads), number(r.Loss), number(r.Perplexity), number(r.Ratio),
+			number(r.KL), number(r.Top1), bytes, number(r.Seconds), strings.Join(r.Notes, "; "), r.Refused,
+		})
+	}
+	out.Flush()
+	return out.Error()
+}
