@@ -525,3 +525,36 @@ func charLlama(t testing.TB) (m *llama, calibration, evaluation [][]int) {
 	hold := len(raw) * 9 / 10
 	return m, windows(0, 48, hold/50), windows(hold, 100, 256)
 }
+
+// On a trained model, nothing trained: half of the cache. Adjacent means destroy it; closed forms keep most, metrics that
+// know the attention more, refitted outputs more still.
+func TestTrainedModel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs a model")
+	}
+	m, calibration, evaluation := stories260K(t)
+	calibration, evaluation = calibration[:12], evaluation[:6]
+	base := m.loss(evaluation)
+	two := func(int) (int, int) { return 2, 2 }
+	last := math.Inf(1)
+	for _, o := range []learning{
+		{strategy: "gqa", counts: two},
+		{strategy: "optimal", counts: two},
+		{strategy: "optimal", counts: two, attended: true},
+		{strategy: "optimal", counts: two, attended: true, sequential: true, refit: true, accumulated: true},
+	} {
+		small, err := m.learn(calibration, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rise := small.loss(evaluation) - base
+		t.Logf("%s, attended inputs %v, refit %v: %.3f nats over %.3f", o.strategy, o.attended, o.refit, rise, base)
+		if rise > last {
+			t.Errorf("%+v: %.3f nats over the original, more than %.3f of the simpler one before", o, rise, last)
+		}
+		last = rise
+	}
+	if last > 0.7 {
+		t.Errorf("half of the cache costs %.3f nats", last)
+	}
+}
