@@ -200,7 +200,7 @@ func (a hermitian) top() (float64, []complex128, error) {
 	return values[0], u, nil
 }
 
-// topValue is the largest eigenvalue alone, by power iteration until it stands still to 1e-10 of itself: it is called for
+// topValue is the largest eigenvalue alone, by power iteration until it stands still to 1e-9 of itself: it is called for
 // every subset of heads and every frequency. work has room for 2n entries. The Rayleigh quotient is a lower bound.
 func (a hermitian) topValue(work []complex128) float64 {
 	n := a.n
@@ -244,7 +244,7 @@ func (a hermitian) topValue(work []complex128) float64 {
 			value += real(v[i])*real(sum) + imag(v[i])*imag(sum)
 		}
 		v, next = next, v
-		if value-last <= 1e-10*value {
+		if value-last <= 1e-9*value {
 			return value
 		}
 		last = value

@@ -16,7 +16,7 @@ import (
 // key head. Scores are meant before their scale.
 type keys struct {
 	n, d   int
-	pairs  [][2]int
+	planes [][2]int // the pairs of channels, by frequency
 	rest   []int
 	reads  [][]int
 	turned []hermitian // of frequency f: E[z_i z̄_j]
@@ -24,6 +24,7 @@ type keys struct {
 	free   *stack      // the channels that are not turned; nil without any
 	// metric takes the place of lambda where the statistics have it and all channels are turned; nil otherwise.
 	metric *scoreMetric
+	pairs  pairCosts
 }
 
 // newKeys takes E[kᵀk] of all key heads side by side; their covariance, since a constant added to every key is nothing to a
@@ -33,7 +34,7 @@ func newKeys(w *Weights, plain *mat.SymDense, seen, query []*mat.SymDense) (*key
 	if err != nil {
 		return nil, err
 	}
-	k := &keys{n: w.KVHeads, d: w.HeadDim, pairs: pairs, rest: rest, reads: readers(w.KeyOf, w.KVHeads)}
+	k := &keys{n: w.KVHeads, d: w.HeadDim, planes: pairs, rest: rest, reads: readers(w.KeyOf, w.KVHeads)}
 	for _, p := range pairs {
 		z := newHermitian(k.n)
 		for i := range k.n {
@@ -127,7 +128,7 @@ func (k *keys) rankOne(group []int, scale func(h, f int) float64, free func(*sta
 		return scalarMixture([]float64{1}), nil
 	}
 	m := k.empty(group)
-	for f := range k.pairs {
+	for f := range k.planes {
 		value, u, err := k.weighted(f, group, func(h int) float64 { return scale(h, f) }).top()
 		if err != nil {
 			return nil, err
@@ -177,7 +178,7 @@ func (k *keys) empty(group []int) *mixture {
 // number p + iq, [[p, q], [−q, p]] on a row (a, b).
 func (k *keys) put(m *mixture, f, i int, from, to complex128) {
 	set := func(x *mat.Dense, z complex128) {
-		a, b := k.pairs[f][0], k.pairs[f][1]
+		a, b := k.planes[f][0], k.planes[f][1]
 		x.Set(a, a, real(z))
 		x.Set(a, b, imag(z))
 		x.Set(b, a, -imag(z))
@@ -231,9 +232,20 @@ func (k *keys) principalError(group []int) (float64, error) {
 
 // closedError is what the rank-1 approximations leave.
 func (k *keys) closedError(group []int, scale func(h, f int) float64, free func(*stack, []int) (float64, error)) (float64, error) {
-	total, work := 0.0, make([]complex128, 2*len(group))
-	for f := range k.pairs {
-		a := k.weighted(f, group, func(h int) float64 { return scale(h, f) })
+	g := len(group)
+	total, work := 0.0, make([]complex128, 2*g)
+	a, s := newHermitian(g), make([]float64, g)
+	for f := range k.planes {
+		for i, h := range group {
+			s[i] = scale(h, f)
+		}
+		for i, p := range group {
+			for j, q := range group[:i+1] {
+				x := k.turned[f].at(p, q) * complex(s[i]*s[j], 0)
+				a.set(i, j, x)
+				a.set(j, i, cmplx.Conj(x))
+			}
+		}
 		total += max(a.trace()-a.topValue(work), 0)
 	}
 	if k.free != nil {
@@ -251,7 +263,7 @@ func (k *keys) factors(m *mixture, f, i int) (from, to complex128) {
 	if m.scalar() {
 		return complex(m.weights[i], 0), 1
 	}
-	a, b := k.pairs[f][0], k.pairs[f][1]
+	a, b := k.planes[f][0], k.planes[f][1]
 	from = complex(m.mix[i].At(a, a), m.mix[i].At(a, b))
 	to = complex(m.read[i][0].At(a, a), m.read[i][0].At(a, b))
 	return from, to
@@ -263,7 +275,7 @@ func (k *keys) residual(group []int, m *mixture) (float64, error) {
 	}
 	total := 0.0
 	e := make([]complex128, len(group)) // error of one head = Σ_j e_j z_j
-	for f := range k.pairs {
+	for f := range k.planes {
 		for i, h := range group {
 			if len(k.reads[h]) == 0 {
 				continue
@@ -323,7 +335,7 @@ func (k *keys) inner(h, i, j int) (x float64) {
 	if k.metric != nil {
 		return k.metric.inner(h, i, j)
 	}
-	for f := range k.pairs {
+	for f := range k.planes {
 		x += k.lambda[h][f] * real(k.turned[f].at(i, j))
 	}
 	if k.free != nil {
@@ -333,7 +345,7 @@ func (k *keys) inner(h, i, j int) (x float64) {
 }
 
 func (k *keys) energy(i int) (x float64) {
-	for f := range k.pairs {
+	for f := range k.planes {
 		x += real(k.turned[f].at(i, i))
 	}
 	if k.free != nil {
@@ -348,7 +360,7 @@ func (k *keys) similarity(i, j int, aligned bool) (float64, error) {
 		return 0, nil
 	}
 	x := 0.0
-	for f := range k.pairs {
+	for f := range k.planes {
 		if z := k.turned[f].at(i, j); aligned {
 			x += cmplx.Abs(z)
 		} else {
@@ -375,8 +387,8 @@ func (k *keys) aligned(group []int) (*mixture, error) {
 	m := k.empty(group)
 	n := float64(len(group))
 	have, want := 0.0, 0.0
-	phases := make([][]complex128, len(k.pairs))
-	for f := range k.pairs {
+	phases := make([][]complex128, len(k.planes))
+	for f := range k.planes {
 		g := k.weighted(f, group, func(int) float64 { return 1 })
 		turn := make([]complex128, len(group))
 		target := make([]complex128, len(group))

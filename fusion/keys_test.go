@@ -119,7 +119,7 @@ func TestClosedFormOfKeys(t *testing.T) {
 		for range 50 {
 			near := k.empty(all)
 			fit, _ := k.best(all)
-			for f := range k.pairs {
+			for f := range k.planes {
 				for i := range all {
 					a, b := k.factors(fit, f, i)
 					z := func() complex128 { return complex(1+0.1*rng.NormFloat64(), 0.1*rng.NormFloat64()) }
@@ -183,7 +183,7 @@ func TestFitToScores(t *testing.T) {
 	want := 0.0
 	for i := range all {
 		c := make([]float64, heads*d)
-		for f, p := range k.pairs {
+		for f, p := range k.planes {
 			_, to := k.factors(fitted, f, i)
 			for j := range all {
 				from, _ := k.factors(fitted, f, j)
@@ -200,7 +200,7 @@ func TestFitToScores(t *testing.T) {
 	near(t, "error", after, want, 1e-9)
 	for range 100 {
 		other := k.empty(all)
-		for f := range k.pairs {
+		for f := range k.planes {
 			for i := range all {
 				a, b := k.factors(fitted, f, i)
 				z := func() complex128 { return complex(1+0.03*rng.NormFloat64(), 0.03*rng.NormFloat64()) }

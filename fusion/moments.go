@@ -19,6 +19,8 @@ type moments interface {
 	best(group []int) (*mixture, error)
 	// bestError is the residual of best, cheaply.
 	bestError(group []int) (float64, error)
+	// searchError is what a search for the best partition goes by: bestError, or an estimate where that is too dear.
+	searchError(group []int) (float64, error)
 	// principal is the best reconstruction of the heads themselves, whatever reads them (no metric).
 	principal(group []int) (*mixture, error)
 	// principalError is how far the reconstruction is off, whatever reads the heads.

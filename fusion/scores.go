@@ -29,7 +29,7 @@ const scoresShare = 0.25
 func newScoreMetric(k *keys, s *Stats) (*scoreMetric, error) {
 	lists := [][]*mat.SymDense{s.Scores, s.Outputs}
 	shares := []float64{scoresShare, 1 - scoresShare}
-	m := &scoreMetric{n: k.n, d: k.d, pairs: k.pairs}
+	m := &scoreMetric{n: k.n, d: k.d, pairs: k.planes}
 	for l, list := range lists {
 		total := 0.0
 		for _, a := range list {

@@ -3,6 +3,7 @@ package fusion
 import (
 	"fmt"
 	"math"
+	"sync"
 
 	"gonum.org/v1/gonum/mat"
 )
@@ -19,6 +20,9 @@ type stack struct {
 	plain   *mat.SymDense   // the same, before attention
 	root    []*mat.Dense    // of head j: (Σ_r W_r)^{1/2}
 	inverse []*mat.Dense    // and its pseudo-inverse
+	pairs   pairCosts
+	mu      sync.Mutex
+	reduced []*mat.Dense // see pairError
 }
 
 func newStack(d int, reads [][]int, weight, seen []*mat.SymDense, plain *mat.SymDense) (*stack, error) {

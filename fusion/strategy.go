@@ -77,7 +77,7 @@ func FindStrategy(name string) (Strategy, error) {
 }
 
 func bestError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
-	return m.bestError(group)
+	return m.searchError(group)
 }
 
 func principalError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
