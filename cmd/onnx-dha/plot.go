@@ -45,15 +45,15 @@ var palette = []color.RGBA{
 }
 
 // glyphs tell apart what two colours next to each other may not; all are filled, so that thin strokes do not get lost.
-var glyphs = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.SquareGlyph{}, draw.PyramidGlyph{}}
+var glyphs = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}}
 
-// leastDrawn is where smaller divergences are drawn: a logarithmic axis has no zero.
+// leastDrawn is where smaller values are drawn: a logarithmic axis has no zero.
 const leastDrawn = 1e-6
 
 // curve is a line of a plot.
 type curve struct {
 	strategy string
-	points   plotter.XYs // share of the cache in %, metric; by share
+	points   plotter.XYs // share of the cache in %, common logarithm of the metric; by share
 }
 
 // curves are the lines of a metric, the worst at the smallest cache first, as they lie in the plot.
@@ -71,11 +71,7 @@ func (c *comparison) curves(metric string) []curve {
 		if i < 0 {
 			i, out = len(out), append(out, curve{strategy: r.Strategy})
 		}
-		p := plotter.XY{X: 100 * *r.Share, Y: *y}
-		if metric == klMetric {
-			p.Y = max(p.Y, leastDrawn)
-		}
-		out[i].points = append(out[i].points, p)
+		out[i].points = append(out[i].points, plotter.XY{X: 100 * *r.Share, Y: math.Log10(max(*y, leastDrawn))})
 	}
 	for _, c := range out {
 		slices.SortStableFunc(c.points, func(a, b plotter.XY) int { return cmp.Compare(a.X, b.X) })
@@ -99,9 +95,9 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 		p.Y.Label.Text = "perplexity"
 	}
 	p.Title.Text = fmt.Sprintf("%s, %s", filepath.Base(c.Model), plural(c.Positions, "held-out position"))
-	p.Title.Padding = vg.Points(8)
+	p.Title.Padding, p.X.Label.Padding, p.Y.Label.Padding = vg.Points(8), vg.Points(6), vg.Points(4)
 	grid := plotter.NewGrid()
-	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{0xe4}, color.Gray{0xe4}
+	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{0xdc}, color.Gray{0xdc}
 	p.Add(grid)
 	legend := plot.NewLegend()
 	legend.Top, legend.Left = true, true
@@ -122,21 +118,21 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 		}
 	}
 	if before := c.Rows[0].Perplexity; metric == perplexityMetric && before != nil {
-		base := plotter.NewFunction(func(float64) float64 { return *before })
+		y := math.Log10(*before)
+		base := plotter.NewFunction(func(float64) float64 { return y })
 		base.Color, base.Dashes, base.Width = color.Gray{0x60}, []vg.Length{vg.Points(5), vg.Points(4)}, vg.Points(1)
 		p.Add(base)
 		legend.Add(originalRow, base)
-		low, high = min(low, *before), max(high, *before)
+		low, high = min(low, y), max(high, y)
 	}
 	widest := 0.0
 	for _, curve := range curves {
 		widest = max(widest, curve.points[len(curve.points)-1].X)
 	}
 	p.X.Min, p.X.Max = 0, min(100, 1.2*widest)
-	p.X.Tick.Marker, p.Y.Tick.Marker = percents(c.Rows[1:]), oneTwoFive{}
-	p.Y.Scale = plot.LogScale{}
-	room := math.Pow(max(high/low, 2), 0.06)
-	p.Y.Min, p.Y.Max = low/room, high*room
+	p.X.Tick.Marker, p.Y.Tick.Marker = percents(c.Rows[1:]), decades{}
+	room := 0.06 * max(high-low, 0.3)
+	p.Y.Min, p.Y.Max = low-room, high+room
 
 	for _, style := range []*text.Style{&p.Title.TextStyle, &p.X.Label.TextStyle, &p.Y.Label.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label, &legend.TextStyle} {
 		style.Font.Variant = "Sans"
@@ -159,22 +155,28 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 	return bytes.ReplaceAll(b.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif")), nil
 }
 
-// oneTwoFive labels 1, 2 and 5 of each decade of a logarithmic axis, whole decades only where there are many.
-type oneTwoFive struct{}
+// decades marks an axis of common logarithms: 1, 2 and 5 of each power of ten, powers alone where there are many of them,
+// more where there is not even one. (The logarithmic scale of the library leaves room for the axis's name where it would be
+// on a linear one.)
+type decades struct{}
 
-func (oneTwoFive) Ticks(low, high float64) (out []plot.Tick) {
-	decades := math.Log10(high / low)
-	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
-		for m := 1.0; m < 10; m++ {
-			x := m * math.Pow(10, e)
-			if x < low || x > high {
-				continue
+func (decades) Ticks(low, high float64) (out []plot.Tick) {
+	labels := []float64{1, 2, 5}
+	switch {
+	case high-low > 3.5:
+		labels = labels[:1]
+	case high-low < 0.8:
+		labels = []float64{1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9}
+	}
+	for e := math.Floor(low); e <= high; e++ {
+		for _, m := range []float64{1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9} {
+			t := plot.Tick{Value: e + math.Log10(m)}
+			if slices.Contains(labels, m) {
+				t.Label = strconv.FormatFloat(m*math.Pow(10, e), 'g', 3, 64)
 			}
-			t := plot.Tick{Value: x}
-			if m == 1 || decades < 3.5 && (m == 2 || m == 5) || decades < 0.8 {
-				t.Label = strconv.FormatFloat(x, 'g', 3, 64)
+			if t.Value >= low && t.Value <= high && (t.Label != "" || m == math.Trunc(m) && high-low <= 3.5) {
+				out = append(out, t)
 			}
-			out = append(out, t)
 		}
 	}
 	return out
