@@ -172,7 +172,10 @@ func openPair(c *cli.Context, original, rewritten string) (*modelPair, error) {
 		if p.config, err = fusion.Parse(rewritten+" (recorded configuration)", []byte(recorded)); err != nil {
 			return nil, err
 		}
-		p.config.Dir = filepath.Dir(rewritten) // learned tensors are looked for beside the model
+		if p.config.Weights != "" && !p.findWeights() {
+			p.notes = append(p.notes, fmt.Sprintf("%s was rewritten with learned weights, and %s is neither beside it nor beside the original: only drift was measured; --config names their configuration", filepath.Base(rewritten), p.config.Weights))
+			p.config = nil
+		}
 	default:
 		p.notes = append(p.notes, fmt.Sprintf("%s records no configuration and --config gives none: only drift was measured", filepath.Base(rewritten)))
 	}
@@ -197,6 +200,18 @@ func openPair(c *cli.Context, original, rewritten string) (*modelPair, error) {
 	}
 	_, err = p.config.Resolve(found.Blocks)
 	return p, err
+}
+
+// findWeights looks for the learned tensors of a recorded configuration, which does not know where it lay: beside the
+// rewritten model, then beside the original.
+func (p *modelPair) findWeights() bool {
+	for _, model := range []string{p.rewritten, p.original} {
+		p.config.Dir = filepath.Dir(model)
+		if _, err := os.Stat(filepath.Join(p.config.Dir, p.config.Weights)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func short(hash string) string { return hash[:min(12, len(hash))] }
