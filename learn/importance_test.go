@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"onnx-dha/data"
+	"onnx-dha/data/tokenizer"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
@@ -491,7 +492,7 @@ func charLlama(t *testing.T, window int) (*Lab, []int64, []data.Sample) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vocab, err := verify.LoadVocab(filepath.Join(dir, "vocab.json"))
+	vocab, err := tokenizer.Open(filepath.Join(dir, "vocab.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"onnx-dha/data"
+	"onnx-dha/data/tokenizer"
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
@@ -159,7 +160,7 @@ func shakespeareTask(b *testing.B) task {
 	if err != nil {
 		b.Skip(err)
 	}
-	vocab, err := verify.LoadVocab(filepath.Join(dir, "vocab.json"))
+	vocab, err := tokenizer.Open(filepath.Join(dir, "vocab.json"))
 	if err != nil {
 		b.Fatal(err)
 	}

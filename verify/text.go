@@ -2,13 +2,9 @@ package verify
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
-	"os"
 	"slices"
-	"strings"
-	"unicode/utf8"
 )
 
 // Generate continues a prompt with the n most likely tokens, each fed back through the model's own cache; it ends
@@ -205,73 +201,4 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 		}
 	}
 	return p, nil
-}
-
-// Vocab turns text into token ids and back by a list of the tokens' texts.
-type Vocab struct {
-	ids     map[string]int64
-	texts   map[int64]string
-	longest int // bytes of the longest token
-}
-
-// LoadVocab reads a JSON object of token text to token id, such as a character model's vocab.json.
-func LoadVocab(path string) (*Vocab, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	v := &Vocab{texts: map[int64]string{}}
-	if err := json.Unmarshal(b, &v.ids); err != nil {
-		return nil, fmt.Errorf("vocabulary %q: %w; want a JSON object of token text to number", path, err)
-	}
-	if len(v.ids) == 0 {
-		return nil, fmt.Errorf("vocabulary %q has no tokens", path)
-	}
-	for text, id := range v.ids {
-		if text == "" {
-			return nil, fmt.Errorf("vocabulary %q: token %d has no text", path, id)
-		}
-		if other, ok := v.texts[id]; ok {
-			return nil, fmt.Errorf("vocabulary %q: %q and %q are both token %d", path, other, text, id)
-		}
-		v.texts[id] = text
-		v.longest = max(v.longest, len(text))
-	}
-	return v, nil
-}
-
-// Len returns the number of tokens.
-func (v *Vocab) Len() int { return len(v.ids) }
-
-// Encode cuts text into tokens from left to right, the longest first.
-func (v *Vocab) Encode(text string) ([]int64, error) {
-	out := make([]int64, 0, len(text))
-	for at := 0; at < len(text); {
-		n := min(v.longest, len(text)-at)
-		for ; n > 0; n-- {
-			if id, ok := v.ids[text[at:at+n]]; ok {
-				out = append(out, id)
-				break
-			}
-		}
-		if n == 0 {
-			r, _ := utf8.DecodeRuneInString(text[at:])
-			return nil, fmt.Errorf("no token of the vocabulary begins like the text at byte %d, with %q", at, r)
-		}
-		at += n
-	}
-	return out, nil
-}
-
-// Decode joins the texts of tokens; an id without one shows as ⟨id⟩.
-func (v *Vocab) Decode(ids []int64) string {
-	var b strings.Builder
-	for _, id := range ids {
-		if t, ok := v.texts[id]; ok {
-			b.WriteString(t)
-		} else {
-			fmt.Fprintf(&b, "⟨%d⟩", id)
-		}
-	}
-	return b.String()
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"onnx-dha/data/tokenizer"
 	"onnx-dha/graph"
 	"onnx-dha/testmodels"
 )
@@ -127,48 +128,14 @@ func TestCompareText(t *testing.T) {
 	}
 }
 
-func TestVocab(t *testing.T) {
-	write := func(s string) string {
-		p := filepath.Join(t.TempDir(), "vocab.json")
-		if err := os.WriteFile(p, []byte(s), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	v, err := LoadVocab(write(`{"a": 0, "ab": 1, "b": 2, "é": 3, "\n": 4}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids, err := v.Encode("abba\né")
-	if err != nil || !slices.Equal(ids, []int64{1, 2, 0, 4, 3}) {
-		t.Errorf("got %v (%v)", ids, err)
-	}
-	if s := v.Decode(ids); s != "abba\né" {
-		t.Errorf("back: %q", s)
-	}
-	if s := v.Decode([]int64{0, 9}); s != "a⟨9⟩" {
-		t.Errorf("an unknown id: %q", s)
-	}
-	if _, err := v.Encode("abç"); err == nil || !strings.Contains(err.Error(), "byte 2, with 'ç'") {
-		t.Errorf("an unknown character: %v", err)
-	}
-	for text, want := range map[string]string{
-		`[1]`: "JSON object", `{}`: "no tokens", `{"a":1,"b":1}`: "are both token 1", `{"":1}`: "no text", `{"a":"b"}`: "JSON object",
-	} {
-		if _, err := LoadVocab(write(text)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v does not say %q", text, err, want)
-		}
-	}
-}
-
 // charLlama is the trained model that comes with the repository.
-func charLlama(t *testing.T) (dir string, m *Model, v *Vocab) {
+func charLlama(t *testing.T) (dir string, m *Model, v tokenizer.Tokenizer) {
 	t.Helper()
 	dir, err := testmodels.CharLlama()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v, err = LoadVocab(filepath.Join(dir, "vocab.json")); err != nil {
+	if v, err = tokenizer.Open(filepath.Join(dir, "vocab.json")); err != nil {
 		t.Fatal(err)
 	}
 	return dir, load(t, filepath.Join(dir, "model.onnx")), v

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"onnx-dha/data/tokenizer"
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/unfuse"
@@ -36,7 +37,7 @@ func verifyCommand() *cli.Command {
 			&cli.Float64Flag{Name: "kl", Usage: "tolerance: mean KL divergence of at most `NATS`", DefaultText: "the configuration's"},
 			&cli.Float64Flag{Name: "top1", Usage: "tolerance: same most likely token at a `SHARE` of the positions at least", DefaultText: "the configuration's"},
 			&cli.StringFlag{Name: "text", Usage: "measure perplexity on `FILE` and cut prompts from it", TakesFile: true},
-			&cli.StringFlag{Name: "vocab", Usage: "vocabulary of --text, a JSON `FILE` of token text to id", TakesFile: true},
+			&cli.StringFlag{Name: "vocab", Aliases: []string{"tokenizer"}, Usage: "tokenizer of --text: a `FILE` such as tokenizer.json, a SentencePiece .model, or a JSON object of token text to id", TakesFile: true},
 			&cli.IntFlag{Name: "window", Value: 256, Usage: "cut --text into windows of `N` tokens"},
 			&cli.IntFlag{Name: "windows", Value: 40, Usage: "use the first `N` windows of --text; 0 for all"},
 			&cli.StringFlag{Name: "prompt", Usage: "`TEXT` that both models continue (default: how --text begins)"},
@@ -340,7 +341,7 @@ func (p *modelPair) close() error {
 
 // sample is a text to measure on.
 type sample struct {
-	vocab  *verify.Vocab
+	tokens tokenizer.Tokenizer
 	ids    []int64
 	prompt []int64
 }
@@ -356,12 +357,12 @@ func readText(c *cli.Context) (*sample, error) {
 		return nil, nil
 	}
 	if c.String("vocab") == "" {
-		return nil, usageError("--text needs --vocab FILE, a JSON object of token text to id")
+		return nil, usageError("--text needs --vocab FILE: the model's tokenizer.json, or another kind of tokenizer")
 	}
 	if c.Int("window") < 2 || c.Int("windows") < 0 || c.Int("generate") < 0 {
 		return nil, usageError("--window is 2 or more, --windows and --generate 0 or more")
 	}
-	vocab, err := verify.LoadVocab(c.String("vocab"))
+	tokens, err := tokenizer.Open(c.String("vocab"))
 	if err != nil {
 		return nil, coded(exitUsage, err)
 	}
@@ -369,15 +370,15 @@ func readText(c *cli.Context) (*sample, error) {
 	if err != nil {
 		return nil, coded(exitUsage, err)
 	}
-	s := &sample{vocab: vocab}
-	if s.ids, err = vocab.Encode(string(data)); err != nil {
+	s := &sample{tokens: tokens}
+	if s.ids, err = tokens.Encode(string(data)); err != nil {
 		return nil, usageError("text %s: %w", c.String("text"), err)
 	}
 	if len(s.ids) < c.Int("window") {
 		return nil, usageError("text %s has %d tokens; a window takes %d (--window)", c.String("text"), len(s.ids), c.Int("window"))
 	}
 	if prompt := c.String("prompt"); prompt != "" {
-		if s.prompt, err = vocab.Encode(prompt); err != nil {
+		if s.prompt, err = tokens.Encode(prompt); err != nil {
 			return nil, usageError("--prompt: %w", err)
 		}
 	}
@@ -396,5 +397,5 @@ func (s *sample) compare(c *cli.Context, q verify.Request) (*verify.TextPair, er
 	}
 	return verify.CompareText(c.Context, models[0], models[1], s.ids, verify.TextOptions{
 		Window: c.Int("window"), Windows: c.Int("windows"), Prompt: s.prompt, Generate: c.Int("generate"),
-	}, s.vocab.Decode)
+	}, s.tokens.Decode)
 }

@@ -203,11 +203,11 @@ func TestVerifyText(t *testing.T) {
 	for _, tc := range []struct{ args, want string }{
 		{"--vocab " + vocab, "--vocab goes with --text FILE"},
 		{"--text " + text, "--text needs --vocab FILE"},
-		{"--text " + text + " --vocab " + text, "want a JSON object of token text to number"},
-		{"--text " + vocab + " --vocab " + vocab + " --window 4", "no token of the vocabulary begins like the text at byte 0"},
+		{"--text " + text + " --vocab " + text, "it is of no kind known here; want a Hugging Face tokenizer.json"},
+		{"--text " + vocab + " --vocab " + vocab + " --window 4", "byte 0 of the text is in no token"},
 		{"--text " + text + " --vocab " + vocab, "has 80 tokens; a window takes 256 (--window)"},
 		{"--text " + text + " --vocab " + vocab + " --window 1", "--window is 2 or more"},
-		{"--text " + text + " --vocab " + vocab + " --window 20 --prompt xyz", "--prompt: no token of the vocabulary"},
+		{"--text " + text + " --vocab " + vocab + " --window 20 --prompt xyz", "--prompt: byte 0 of the text is in no token"},
 		{"--text none.txt --vocab " + vocab, "none.txt: no such file or directory"},
 	} {
 		code, _, errs := invoke(append([]string{"verify", model, small}, strings.Fields(tc.args)...)...)
