@@ -233,7 +233,7 @@ func (k *keys) principalError(group []int) (float64, error) {
 // closedError is what the rank-1 approximations leave.
 func (k *keys) closedError(group []int, scale func(h, f int) float64, free func(*stack, []int) (float64, error)) (float64, error) {
 	g := len(group)
-	total, work := 0.0, make([]complex128, 2*g)
+	total, work := 0.0, make([]complex128, 2*g*g)
 	a, s := newHermitian(g), make([]float64, g)
 	for f := range k.planes {
 		for i, h := range group {

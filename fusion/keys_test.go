@@ -115,7 +115,7 @@ func TestClosedFormOfKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		near(t, "error from the eigenvalues", bound/energy, best, 1e-9)
+		near(t, "error from the eigenvalues", bound/energy, best, 1e-6)
 		for range 50 {
 			near := k.empty(all)
 			fit, _ := k.best(all)

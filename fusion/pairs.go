@@ -78,9 +78,6 @@ func (s *stack) pairError(pair []int) (float64, error) {
 		reduced[i] = mat.NewDense(s.d, r, nil)
 		reduced[i].Mul(s.root[j], v)
 		s.mu.Lock()
-		if s.reduced == nil {
-			s.reduced = make([]*mat.Dense, s.n)
-		}
 		s.reduced[j] = reduced[i]
 		s.mu.Unlock()
 	}

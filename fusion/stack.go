@@ -22,11 +22,11 @@ type stack struct {
 	inverse []*mat.Dense    // and its pseudo-inverse
 	pairs   pairCosts
 	mu      sync.Mutex
-	reduced []*mat.Dense // see pairError
+	reduced []*mat.Dense // by head; see pairError
 }
 
 func newStack(d int, reads [][]int, weight, seen []*mat.SymDense, plain *mat.SymDense) (*stack, error) {
-	s := &stack{n: len(reads), d: d, reads: reads, weight: weight, seen: seen, plain: plain}
+	s := &stack{n: len(reads), d: d, reads: reads, weight: weight, seen: seen, plain: plain, reduced: make([]*mat.Dense, len(reads))}
 	for j := range s.n {
 		sum := mat.NewSymDense(d, nil)
 		for _, r := range reads[j] {

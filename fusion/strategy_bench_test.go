@@ -1,0 +1,74 @@
+package fusion
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"gonum.org/v1/gonum/mat"
+)
+
+// randomBlock has heads of d channels for a model of n = heads·d, with weights and moments drawn at random.
+func randomBlock(heads, d int) *Problem {
+	rng := rand.New(rand.NewPCG(1, 1))
+	n := heads * d
+	draw := func(r, c int) *mat.Dense {
+		x := make([]float64, r*c)
+		for i := range x {
+			x[i] = rng.NormFloat64()
+		}
+		return mat.NewDense(r, c, x)
+	}
+	w := &Weights{
+		Heads: heads, KVHeads: heads, ValueHeads: heads, HeadDim: d, ValueDim: d, Rotary: halfSplit(d),
+		Query: draw(n, n), Key: draw(n, n), Value: draw(n, n), Output: draw(n, n),
+	}
+	s := &Stats{Tokens: 1e4}
+	for h := range heads {
+		w.KeyOf, w.ValueOf = append(w.KeyOf, h), append(w.ValueOf, h)
+		s.Query = append(s.Query, moment(draw(2*d, d)))
+	}
+	s.Input = mat.NewSymDense(n, nil)
+	for i := range n {
+		s.Input.SetSym(i, i, 1+rng.Float64())
+		for j := i + 1; j < min(n, i+4); j++ {
+			s.Input.SetSym(i, j, 0.1*rng.NormFloat64())
+		}
+	}
+	s.Attended = []*mat.SymDense{s.Input}
+	return &Problem{W: w, S: s}
+}
+
+// BenchmarkSolve is one layer from its statistics to new weights: moments, partitions, fused heads, folded weights.
+func BenchmarkSolve(b *testing.B) {
+	st, err := FindStrategy("optimal")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct{ heads, d int }{{8, 64}, {16, 64}, {32, 128}} {
+		b.Run(fmt.Sprintf("%dx%d", c.heads, c.d), func(b *testing.B) {
+			p := randomBlock(c.heads, c.d)
+			for b.Loop() {
+				fresh := &Problem{W: p.W, S: p.S}
+				if _, err := st.Solve(fresh, c.heads/2, c.heads/4, SolveOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkSubsetCosts is the cost of all 2^16 sets of key heads, of which the exact partition is made.
+func BenchmarkSubsetCosts(b *testing.B) {
+	p := randomBlock(16, 64)
+	st, err := FindStrategy("optimal")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		fresh := &Problem{W: p.W, S: p.S}
+		if _, err := st.partition(fresh, keyKind, single(16), 8, SolveOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
