@@ -189,7 +189,6 @@ func (c *comparing) strategy(ctx context.Context, s fusion.Strategy) ([]Row, err
 	tables := time.Since(start)
 	var rows []Row
 	for _, share := range c.q.Shares {
-		start = time.Now()
 		r := Row{Strategy: s.Name, Share: share, Refused: failed}
 		if failed == nil {
 			r.Refused = c.row(ctx, &r)
