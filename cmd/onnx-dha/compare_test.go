@@ -205,3 +205,27 @@ func TestCompareUsage(t *testing.T) {
 		t.Errorf("exit code %d, %q; file: %v", code, errs, err)
 	}
 }
+
+// TestCompareWithoutLoss: a model that predicts no next token has neither loss nor perplexity, in no form.
+func TestCompareWithoutLoss(t *testing.T) {
+	needRuntime(t)
+	dir := t.TempDir()
+	model := save(t, filepath.Join(dir, "m.onnx"), "bert", testmodels.Options{}, "")
+	chart := filepath.Join(dir, "c.html")
+	text := must(t, "compare", model, "--data", tokenLines(t, 8, 9), "--held-out", "0.3", "--kv", "50%", "--strategies", "svd,gqa", "--plot", chart)
+	header := strings.Split(text, "\n")[2]
+	if !strings.HasPrefix(header, "strategy") || strings.Contains(header, "loss") || strings.Contains(header, "perplexity") || strings.Contains(header, "ratio") {
+		t.Errorf("columns %q", header)
+	}
+	page, err := os.ReadFile(chart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(page, []byte("<svg")); n != 1 {
+		t.Errorf("%d drawings, want the divergence alone", n)
+	}
+	code, out, errs := invoke("compare", model, "--data", tokenLines(t, 8, 9), "--held-out", "0.3", "--kv", "50%", "--strategies", "gqa", "--plot", filepath.Join(dir, "c.svg"), "--metric", "perplexity")
+	if code != exitUsage || !strings.HasPrefix(out, model) || !strings.Contains(errs, "no row has a perplexity to draw") {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, out, errs)
+	}
+}
