@@ -285,16 +285,24 @@ func (c *comparison) table(color bool) table.Writer {
 		if x == nil {
 			return ""
 		}
-		return fmt.Sprintf(format, scale**x)
+		y := scale * *x
+		if math.Abs(y) < 5e-5 { // rounding may leave a sign on nothing
+			y = 0
+		}
+		return fmt.Sprintf(format, y)
 	}
 	for _, r := range c.Rows {
 		if r.Refused != "" {
 			t.AppendRow(table.Row{r.Strategy, number("%.1f %%", &r.KV, 100), "refused", "", "", "", "", "", "", "", ""})
 			continue
 		}
+		perplexity := ""
+		if r.Perplexity != nil {
+			perplexity = fmt.Sprintf("%.*f", decimals(*r.Perplexity), *r.Perplexity)
+		}
 		t.AppendRow(table.Row{
 			r.Strategy, number("%.1f %%", r.Share, 100), headCounts(r.KeyHeads), headCounts(r.ValueHeads), number("%.4f", r.Loss, 1),
-			number("%.4g", r.Perplexity, 1), number("× %.3f", r.Ratio, 1), number("%.4f", r.KL, 1), number("%.1f %%", r.Top1, 100),
+			perplexity, number("× %.3f", r.Ratio, 1), number("%.4f", r.KL, 1), number("%.1f %%", r.Top1, 100),
 			count(*r.Bytes), number("%.1f", r.Seconds, 1),
 		})
 	}

@@ -209,8 +209,8 @@ var page = template.Must(template.New("comparison").Parse(`<!DOCTYPE html>
 <style>
 body { font: 15px/1.5 "Liberation Sans", Arial, Helvetica, sans-serif; color: #222; background: #fff; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-.right { text-align: right; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:not([align]), td:not([align]) { text-align: left; }
 .scroll { overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 </style>
