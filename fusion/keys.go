@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/cmplx"
 
+	gonum "gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -27,23 +28,36 @@ type keys struct {
 	pairs  pairCosts
 }
 
-// newKeys takes E[kᵀk] of all key heads side by side; their covariance, since a constant added to every key is nothing to a
-// softmax, as each query head sees it or one for all; and E[q_rᵀq_r] of the query heads.
-func newKeys(w *Weights, plain *mat.SymDense, seen, query []*mat.SymDense) (*keys, error) {
+// newKeys takes the key projection with its bias, the moments of its input, what of them tells positions apart (by query
+// head, or one for all), and E[q_rᵀq_r] of the query heads.
+func newKeys(w *Weights, projection *mat.Dense, input *mat.SymDense, spreads, query []*mat.SymDense) (*keys, error) {
 	pairs, rest, err := channels(w.Rotary, w.HeadDim)
 	if err != nil {
 		return nil, err
 	}
 	k := &keys{n: w.KVHeads, d: w.HeadDim, planes: pairs, rest: rest, reads: readers(w.KeyOf, w.KVHeads)}
-	for _, p := range pairs {
-		z := newHermitian(k.n)
-		for i := range k.n {
-			for j := range k.n {
-				at := func(a, b int) float64 { return plain.At(i*k.d+p[a], j*k.d+p[b]) }
-				z.set(i, j, complex(at(0, 0)+at(1, 1), at(1, 0)-at(0, 1)))
+	if len(pairs) > 0 {
+		// E[kᵀk] = WᵀCW, of which a frequency needs the products of its own channels only
+		var cw mat.Dense
+		cw.Mul(mat.DenseCopyOf(input), projection)
+		left, right := mat.DenseCopyOf(projection.T()), mat.DenseCopyOf(cw.T())
+		for _, p := range pairs {
+			z := newHermitian(k.n)
+			for i := range k.n {
+				for j := range i + 1 {
+					at := func(a, b int) float64 {
+						return gonum.Dot(left.RawRowView(i*k.d+p[a]), right.RawRowView(j*k.d+p[b]))
+					}
+					x := complex(at(0, 0)+at(1, 1), at(1, 0)-at(0, 1))
+					if i == j {
+						x = complex(real(x), 0)
+					}
+					z.set(i, j, x)
+					z.set(j, i, cmplx.Conj(x))
+				}
 			}
+			k.turned = append(k.turned, z)
 		}
-		k.turned = append(k.turned, z)
 	}
 	k.lambda = make([][]float64, k.n)
 	for h, reads := range k.reads {
@@ -61,17 +75,16 @@ func newKeys(w *Weights, plain *mat.SymDense, seen, query []*mat.SymDense) (*key
 	for _, q := range query {
 		weight = append(weight, chosen(q, rest))
 	}
-	var cols []int
+	rows, _ := projection.Dims()
+	part := mat.NewDense(rows, k.n*len(rest), nil)
 	for h := range k.n {
-		for _, c := range rest {
-			cols = append(cols, h*k.d+c)
+		for j, c := range rest {
+			for i := range rows {
+				part.Set(i, h*len(rest)+j, projection.At(i, h*k.d+c))
+			}
 		}
 	}
-	var varying []*mat.SymDense
-	for _, c := range seen {
-		varying = append(varying, chosen(c, cols))
-	}
-	k.free, err = newStack(len(rest), k.reads, weight, varying, chosen(plain, cols))
+	k.free, err = newStack(len(rest), k.reads, weight, spreads, input, part)
 	return k, err
 }
 

@@ -135,10 +135,24 @@ func centred(c *mat.SymDense) *mat.SymDense {
 
 // congruence returns wᵀ·c·w.
 func congruence(c *mat.SymDense, w *mat.Dense) *mat.SymDense {
-	var cw, out mat.Dense
+	var cw mat.Dense
 	cw.Mul(mat.DenseCopyOf(c), w)
-	out.Mul(w.T(), &cw)
-	return symmetric(&out)
+	// strips of columns, each down to its diagonal: half of a product that is symmetric
+	const strip = 256
+	rows, n := w.Dims()
+	out := mat.NewSymDense(n, nil)
+	var part mat.Dense
+	for from := 0; from < n; from += strip {
+		to := min(n, from+strip)
+		part.Reset()
+		part.Mul(w.Slice(0, rows, 0, to).T(), cw.Slice(0, rows, from, to))
+		for i := range to {
+			for j := max(i, from); j < to; j++ {
+				out.SetSym(i, j, part.At(i, j-from))
+			}
+		}
+	}
+	return out
 }
 
 // block returns the [d, d] block of the channels of heads i and j.

@@ -2,6 +2,7 @@ package fusion
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"gonum.org/v1/gonum/mat"
@@ -108,27 +109,7 @@ func (p *Problem) keyMoments() (moments, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain := congruence(p.S.Input, w)
-	varying := plain
-	if p.constant() {
-		varying = congruence(centred(p.S.Input), w)
-	} else if p.S.Mean != nil {
-		var mean mat.VecDense
-		mean.MulVec(w.T(), mat.NewVecDense(len(p.S.Mean), p.S.Mean))
-		varying = mat.NewSymDense(plain.SymmetricDim(), nil)
-		varying.SymRankOne(plain, -1, &mean)
-	}
-	seen := []*mat.SymDense{varying}
-	if len(p.S.Weighed) > 0 && len(p.S.Attended) == p.W.Heads {
-		seen = nil
-		for h, c := range p.S.Weighed {
-			var spread mat.SymDense
-			spread.ScaleSym(-1, p.S.Attended[h])
-			spread.AddSym(&spread, c)
-			seen = append(seen, congruence(&spread, w))
-		}
-	}
-	k, err := newKeys(p.W, plain, seen, p.S.Query)
+	k, err := newKeys(p.W, w, p.S.Input, p.spreads(), p.S.Query)
 	if err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}
@@ -144,6 +125,30 @@ func (p *Problem) keyMoments() (moments, error) {
 	return k, nil
 }
 
+// spreads are the moments of the input as far as keys that differ between positions make a difference to attention: a
+// constant added to every key is nothing to a softmax. One for each query head, or one for all.
+func (p *Problem) spreads() []*mat.SymDense {
+	if len(p.S.Weighed) > 0 && len(p.S.Attended) == p.W.Heads {
+		var out []*mat.SymDense
+		for h, c := range p.S.Weighed {
+			var spread mat.SymDense
+			spread.ScaleSym(-1, p.S.Attended[h])
+			spread.AddSym(&spread, c)
+			out = append(out, &spread)
+		}
+		return out
+	}
+	switch {
+	case p.constant():
+		return []*mat.SymDense{centred(p.S.Input)}
+	case p.S.Mean != nil:
+		c := mat.NewSymDense(len(p.S.Mean), nil)
+		c.SymRankOne(p.S.Input, -1, mat.NewVecDense(len(p.S.Mean), p.S.Mean))
+		return []*mat.SymDense{c}
+	}
+	return []*mat.SymDense{p.S.Input}
+}
+
 // freeConstant tells whether an error of the output that is the same for every token costs nothing, since an output bias
 // takes it up: rows of attention probabilities add up to 1, so that what is constant in the values stays constant.
 func (p *Problem) freeConstant() bool { return p.W.OutputBias != nil && p.constant() }
@@ -157,12 +162,11 @@ func (p *Problem) valueMoments() (moments, error) {
 	if len(attended) == 0 {
 		attended = []*mat.SymDense{p.S.Input}
 	}
-	var seen []*mat.SymDense
-	for _, c := range attended {
+	seen := slices.Clone(attended)
+	for i, c := range seen {
 		if p.freeConstant() {
-			c = centred(c)
+			seen[i] = centred(c)
 		}
-		seen = append(seen, congruence(c, w))
 	}
 	d := p.W.ValueDim
 	weight := make([]*mat.SymDense, p.W.Heads)
@@ -175,7 +179,7 @@ func (p *Problem) valueMoments() (moments, error) {
 		weight[h] = mat.NewSymDense(d, nil)
 		weight[h].SymOuterK(1, o)
 	}
-	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, congruence(p.S.Input, w))
+	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, p.S.Input, w)
 	if err != nil {
 		return nil, fmt.Errorf("values: %w", err)
 	}
