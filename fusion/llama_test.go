@@ -486,46 +486,6 @@ func stories260K(t testing.TB) (m *llama, calibration, evaluation [][]int) {
 	return m, seqs[60:], seqs[:60]
 }
 
-// charLlama is the character model with its text: windows of 256 for calibration from the part that it was trained on, the
-// golden evaluation's windows otherwise.
-func charLlama(t testing.TB) (m *llama, calibration, evaluation [][]int) {
-	t.Helper()
-	text := filepath.Join("..", "..", "shared", "text", "tinyshakespeare.txt")
-	raw, err := os.ReadFile(text)
-	if err != nil {
-		t.Skipf("tinyshakespeare is not here: %v", err)
-	}
-	dir, err := testmodels.CharLlama()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g, err := graph.Load(filepath.Join(dir, "model.onnx"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err = readLlama(g); err != nil {
-		t.Fatal(err)
-	}
-	seen := map[byte]int{}
-	for c := range 256 {
-		if strings.IndexByte(string(raw), byte(c)) >= 0 {
-			seen[byte(c)] = len(seen)
-		}
-	}
-	windows := func(from, n, step int) (out [][]int) {
-		for w := range n {
-			ids := make([]int, 256)
-			for i := range ids {
-				ids[i] = seen[raw[from+w*step+i]]
-			}
-			out = append(out, ids)
-		}
-		return out
-	}
-	hold := len(raw) * 9 / 10
-	return m, windows(0, 48, hold/50), windows(hold, 100, 256)
-}
-
 // On a trained model, nothing trained: half of the cache. Adjacent means destroy it; closed forms keep most, metrics that
 // know the attention more, refitted outputs more still.
 func TestTrainedModel(t *testing.T) {

@@ -49,8 +49,7 @@ func slotName(o operand) string {
 
 // fork prepares the second branch: the weights of the first n blocks that can be rewritten become inputs of the graph.
 func (b *bench) fork(n int) {
-	var mark func(v *graph.Value)
-	mark = func(v *graph.Value) {
+	mark := func(v *graph.Value) {
 		for queue := []*graph.Value{v}; len(queue) > 0; queue = queue[1:] {
 			for _, u := range queue[0].Users() {
 				node := u.Node
