@@ -197,8 +197,8 @@ func (w workshop) configure(model string) {
 	}
 }
 
-// summarise gives the median of the seconds, the highest peak in megabytes, and where there is a base, the time over the
-// base's: the median over the rounds, and the best round over the best of the base.
+// summarise gives the median and the least of the seconds, the highest peak in megabytes, and where there is a base, the
+// time over the base's: the median over the rounds, and the best round over the best of the base.
 func summarise(b *testing.B, name string, costs, base []cost) {
 	b.ReportMetric(0, "ns/op") // of the whole loop: says nothing
 	var seconds, ratios, bases []float64
@@ -212,6 +212,7 @@ func summarise(b *testing.B, name string, costs, base []cost) {
 		}
 	}
 	b.ReportMetric(median(seconds), name+"-s")
+	b.ReportMetric(slices.Min(seconds), name+"-best-s")
 	if name != "cp" {
 		b.ReportMetric(float64(peak)/1e6, name+"-MB")
 	}
