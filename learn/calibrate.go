@@ -30,7 +30,7 @@ const attendedLimit = 64 << 20
 
 // attendedShare bounds the cost of the attended statistics of a block by this share of the block's forward pass: only
 // every stride-th query is used.
-const attendedShare = 0.25
+const attendedShare = 0.15
 
 // collector adds the statistics of some blocks to a copy.
 type collector struct {
@@ -439,18 +439,26 @@ func (l *Lab) calibration(forked, seq int, blocks ...int) (*calibration, error) 
 	return k, nil
 }
 
-// collect runs the batches and returns the statistics of each block.
-func (k *calibration) collect(ctx context.Context, batches []Batch, slots map[string]*ort.Tensor, step func()) ([]*fusion.Stats, error) {
+// firstRow is the first of every stride-th query in the run called at: it moves on from run to run, and from sweep to
+// sweep, so that every position counts.
+func firstRow(at, stride, length int) int64 {
+	n := min(stride, length)
+	return int64((at + at/n) % n)
+}
+
+// collect runs the batches and returns the statistics of each block. Statistics of sampled queries take others in every
+// sweep over the batches.
+func (k *calibration) collect(ctx context.Context, batches []Batch, sweeps int, slots map[string]*ort.Tensor, step func()) ([]*fusion.Stats, error) {
 	k.reset()
-	for i, batch := range batches {
-		// The rows that are used move on from batch to batch, so that every position counts.
+	for at := range sweeps * len(batches) {
+		batch := batches[at%len(batches)]
 		rows := map[string]*ort.Tensor{}
 		for _, l := range k.layouts {
 			if l.stride > 0 {
-				rows[rowInput(l.stride)] = ort.FromInt64([]int64{int64(i % min(l.stride, batch.Length))}, 1)
+				rows[rowInput(l.stride)] = ort.FromInt64([]int64{firstRow(at, l.stride, batch.Length)}, 1)
 			}
 			if l.scores > 0 {
-				maps.Copy(rows, sketches(l, k.lab.Weights[l.block], i, batch.Length))
+				maps.Copy(rows, sketches(l, k.lab.Weights[l.block], at, batch.Length))
 			}
 		}
 		if _, err := k.run(ctx, batch.Feeds, slots, rows); err != nil {

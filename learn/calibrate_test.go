@@ -167,7 +167,7 @@ func TestStatistics(t *testing.T) {
 				want = append(want, newReferenceStats(t, l, block, k.layouts[n], batches))
 			}
 			for range 2 { // the second time from zero again
-				got, err := k.collect(context.Background(), batches, nil, func() {})
+				got, err := k.collect(context.Background(), batches, 1, nil, func() {})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -301,7 +301,7 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 					}
 					outer(r.query[h], q)
 				}
-				if s%lay.stride != i%min(lay.stride, batch.Length) {
+				if s%lay.stride != int(firstRow(i, lay.stride, batch.Length)) {
 					continue
 				}
 				rows++

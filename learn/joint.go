@@ -82,10 +82,11 @@ func (b *bench) joint(i, seq int) (*joint, error) {
 }
 
 // solve runs the batches and fits both projections, from those that the block has by its plan.
-func (j *joint) solve(ctx context.Context, batches []Batch, slots Slots, plan *fusion.BlockPlan, e effort, step func()) (*fusion.Learned, error) {
+func (j *joint) solve(ctx context.Context, batches []Batch, sweeps int, slots Slots, plan *fusion.BlockPlan, e effort, step func()) (*fusion.Learned, error) {
 	j.reset()
-	for i, b := range batches {
-		row := ort.FromInt64([]int64{int64(i % min(j.stride, b.Length))}, 1)
+	for at := range min(sweeps, j.stride) * len(batches) {
+		b := batches[at%len(batches)]
+		row := ort.FromInt64([]int64{firstRow(at, j.stride, b.Length)}, 1)
 		if _, err := j.run(ctx, b.Feeds, slots, map[string]*ort.Tensor{rowInput(j.stride): row}); err != nil {
 			return nil, err
 		}

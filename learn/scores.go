@@ -23,11 +23,11 @@ import (
 // directions are sketched, by a random set of sketchColumns of them that differs from batch to batch. φ_ij is linear in the
 // turned keys, so that only N_i = Kᵀ Y_i is taken over the keys and the query comes in afterwards, channel by channel.
 const (
-	sketchColumns = 8  // directions of the output
-	signColumns   = 4  // sets of random signs
-	scoresShare   = .3 // of the block's forward pass, at most, where it affords leastPositions
+	sketchColumns = 8   // directions of the output
+	signColumns   = 4   // sets of random signs
+	scoresShare   = .15 // of the block's forward pass, at most, where it affords leastPositions
 	// leastPositions are the query positions of one sample that are used at least.
-	leastPositions = 4
+	leastPositions = 3
 	// scoresLimit bounds the elements of one of the two statistics of a block; above it they are left out.
 	scoresLimit = 32 << 20
 )
@@ -291,7 +291,7 @@ func sketches(l layout, w *fusion.Weights, batch, length int) map[string]*ort.Te
 		}
 	}
 	return map[string]*ort.Tensor{
-		rowInput(l.scores): ort.FromInt64([]int64{int64(batch % min(l.scores, length))}, 1),
+		rowInput(l.scores): ort.FromInt64([]int64{firstRow(batch, l.scores, length)}, 1),
 		signsInput:         ort.FromFloat32(signs, int64(length), signColumns),
 		sketchInput(d):     ort.FromFloat32(sketch, int64(d), int64(columns)),
 	}

@@ -43,7 +43,7 @@ func TestScoreStatistics(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer k.close()
-			got, err := k.collect(context.Background(), batches, nil, func() {})
+			got, err := k.collect(context.Background(), batches, 1, nil, func() {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func TestScoreStatistics(t *testing.T) {
 				sketch, _ := extra[sketchInput(dv)].Float64s()
 				sets, columns := signColumns, len(sketch)/dv
 				for e := range B {
-					for s := i % min(lay.scores, batch.Length); s < T; s += lay.scores {
+					for s := int(firstRow(i, lay.scores, batch.Length)); s < T; s += lay.scores {
 						if m := batch.Feeds["attention_mask"]; m != nil {
 							if x, _ := m.Int64s(); x[e*T+s] == 0 {
 								continue

@@ -22,7 +22,7 @@ type Sequence struct {
 	Batches  []Batch // to calibrate on
 	Refit    bool    // of the output projections
 	Joint    bool    // of the values with them, where that is possible
-	Fine     bool    // go on with that until it brings nothing more
+	Fine     bool    // take more samples of what is sampled, and go on with the fit until it brings nothing more
 	Seed     uint64
 	Step     func() // called after every run of the model; may be nil
 
@@ -76,6 +76,23 @@ func (s *Sequence) Close() {
 	s.calibrations, s.refits, s.joints = nil, nil, nil
 }
 
+// Tokens to go over for statistics of sampled queries: few data are swept several times, each time with other queries.
+const (
+	coarseSweep = 24 << 10
+	fineSweep   = 64 << 10
+)
+
+func (s *Sequence) sweeps() int {
+	tokens, want := 0, coarseSweep
+	for _, b := range s.Batches {
+		tokens += b.Tokens
+	}
+	if s.Fine {
+		want = fineSweep
+	}
+	return max(1, want/max(1, tokens))
+}
+
 func (s *Sequence) step() {
 	if s.Step != nil {
 		s.Step()
@@ -127,7 +144,7 @@ func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fu
 		}
 		s.calibrations[i] = c
 	}
-	stats, err := c.collect(ctx, s.Batches, s.all(done), s.step)
+	stats, err := c.collect(ctx, s.Batches, s.sweeps(), s.all(done), s.step)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +249,7 @@ func (s *Sequence) joint(ctx context.Context, i int, l *Layer, done map[int]*Lay
 	if s.Fine {
 		e = fine
 	}
-	learned, err := j.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan, e, s.step)
+	learned, err := j.solve(ctx, s.Batches, s.sweeps(), s.all(and(done, i, l)), l.Plan, e, s.step)
 	if err != nil {
 		return false, err
 	}
