@@ -22,7 +22,7 @@ DEMO := testmodels/char-llama
 FUZZTIME ?= 20s
 ROUNDS ?= 5
 
-.PHONY: help build runtime demo test check fmt vet staticcheck race bench fuzz proto clean
+.PHONY: help build runtime demo test check fmt vet staticcheck race bench quality fuzz proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ race: runtime
 bench: runtime ## measure; writes gigabytes to TMPDIR, ROUNDS (5) times
 	$(GO) test -short -run '^$$' -bench . -benchmem -timeout 60m ./...
 	$(GO) test -run '^$$' -bench . -benchtime $(ROUNDS)x -timeout 60m ./cmd/onnx-dha
+
+quality: runtime ## learn configurations for trained models and hold them against the targets of docs/quality.md
+	$(GO) test -run '^$$' -bench Quality -benchtime 1x -timeout 0 -v ./learn
 
 fuzz: runtime ## run every fuzz target for FUZZTIME (20s)
 	@set -euo pipefail; \
