@@ -396,7 +396,7 @@ func TestLearn(t *testing.T) {
 // TestResume: a run that is stopped and resumed ends like one in one piece.
 func TestResume(t *testing.T) {
 	runtime(t)
-	l, _ := familyLab(t, "llama", testmodels.Options{Cache: true, Layers: 3})
+	l, _ := familyLab(t, "llama", testmodels.Options{Cache: true})
 	state := filepath.Join(t.TempDir(), "state")
 	q := Request{Strategy: optimal(t), KV: 0.5, Trials: 2, Train: tokens(12, 16, 64, 1), HeldOut: tokens(4, 16, 64, 2), State: state}
 	whole, err := l.Learn(context.Background(), Request{Strategy: q.Strategy, KV: q.KV, Trials: 2, Train: q.Train, HeldOut: q.HeldOut})
@@ -405,7 +405,7 @@ func TestResume(t *testing.T) {
 	}
 	ran := 0
 	// Stopped again and again after a few runs of the model more, it ends where the run in one piece does.
-	for stop := 5; ; stop += 40 {
+	for stop := 5; ; stop *= 4 {
 		ctx, cancel := context.WithCancel(context.Background())
 		steps := 0
 		q.Progress = func(int, int, string) {
