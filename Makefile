@@ -74,6 +74,7 @@ staticcheck:
 
 race: runtime
 	$(GO) test -race -short -timeout 10m $(CONCURRENT)
+	$(GO) test -race -run 'Mix|Deterministic' ./rewrite
 
 bench: runtime ## measure; writes gigabytes to TMPDIR, ROUNDS (5) times
 	$(GO) test -short -run '^$$' -bench . -benchmem -timeout 60m ./...
