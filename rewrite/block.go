@@ -419,21 +419,12 @@ func (e *editor) correctShapes(w *graph.Value, axis int, l, m attention.Layout) 
 			if !ok {
 				continue
 			}
-			start, end := n.Int("start", 0), n.Int("end", int64(len(shape)))
-			rank := int64(len(shape))
-			if start < 0 {
-				start += rank
-			}
-			if end < 0 {
-				end += rank
-			}
-			start, end = max(start, 0), min(end, rank)
-			at := int64(axis) - start
-			if at < 0 || int64(axis) >= end || !readsEntry(e.facts, n.Out[0], at) {
+			at, size := shapeEntry(n, axis, len(shape))
+			if at < 0 || !readsEntry(e.facts, n.Out[0], int64(at)) {
 				continue
 			}
 			e.shapes[n] = true
-			v := e.scaled(n.Out[0], int(end-start), int(at), m, l)
+			v := e.scaled(n.Out[0], size, at, m, l)
 			e.p.Replace(n.Out[0], v, v.Producer.In[0].Producer)
 		case n.Is("Size"):
 			e.shapes[n] = true
@@ -443,6 +434,23 @@ func (e *editor) correctShapes(w *graph.Value, axis int, l, m attention.Layout) 
 			e.p.Replace(out, v, q.Producer)
 		}
 	}
+}
+
+// shapeEntry returns which entry of a Shape's output an axis of its input of the given rank is, -1 when it is cut off, and
+// how many entries there are.
+func shapeEntry(n *graph.Node, axis, rank int) (at, size int) {
+	bound := func(name string, def int) int {
+		x := n.Int(name, int64(def))
+		if x < 0 {
+			x += int64(rank)
+		}
+		return int(min(max(x, 0), int64(rank)))
+	}
+	start, end := bound("start", 0), bound("end", rank)
+	if axis < start || axis >= end {
+		return -1, max(end-start, 0)
+	}
+	return axis - start, end - start
 }
 
 func (e *editor) scalar(name string, x int64) *graph.Value {

@@ -170,7 +170,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		x = gather(x, "group", take)
 	}
 	if rep > 1 {
-		x = e.p.Op("Reshape", name+"/rows", []*graph.Value{x, e.p.Ints(name+"/rows_shape", in.target(axis, groups, -1)...)})
+		x = e.p.Op("Reshape", name+"/rows", []*graph.Value{x, e.p.Ints(name+"/rows_shape", in.target(axis, groups)...)})
 	}
 	e.p.SetInput(n, 0, x)
 	e.p.SetInput(n, 1, axisView{e: e, v: n.In[1], axis: kl.Axis, heads: groups, merged: kl.Outer > 1, single: q.Pair > 0}.split())
@@ -186,7 +186,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		z = v
 	}
 	if rep > 1 {
-		step(e.p.Op("Reshape", name+"/heads", []*graph.Value{z, e.p.Ints(name+"/heads_shape", in.target(axis, groups*rep, -1)...)}))
+		step(e.p.Op("Reshape", name+"/heads", []*graph.Value{z, e.p.Ints(name+"/heads_shape", in.target(axis, groups*rep)...)}))
 	}
 	if padded || !slices.Equal(rowsOf, want) && (first || !c.reorderOutput(rowsOf)) {
 		idx := make([]int, len(want))
@@ -351,9 +351,9 @@ func (w axisView) merge(x *graph.Value, name string) *graph.Value {
 }
 
 // target is a Reshape target that copies all axes but the heads and the rows behind them.
-func (w axisView) target(axis, heads int, rowsEntry int64) []int64 {
+func (w axisView) target(axis, heads int) []int64 {
 	t := make([]int64, axis+3)
-	t[axis], t[axis+1] = int64(heads), rowsEntry
+	t[axis], t[axis+1] = int64(heads), -1
 	return t
 }
 

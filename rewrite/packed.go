@@ -315,21 +315,12 @@ func (e *editor) correctTotal(n *graph.Node, w *graph.Value, axis, was, is int) 
 		return
 	}
 	shape, _ := e.facts.Shape(w)
-	rank := int64(len(shape))
-	start, end := n.Int("start", 0), n.Int("end", rank)
-	if start < 0 {
-		start += rank
-	}
-	if end < 0 {
-		end += rank
-	}
-	start, end = max(start, 0), min(end, rank)
-	at := int64(axis) - start
-	if at < 0 || int64(axis) >= end || !readsEntry(e.facts, n.Out[0], at) {
+	at, size := shapeEntry(n, axis, len(shape))
+	if at < 0 || !readsEntry(e.facts, n.Out[0], int64(at)) {
 		return
 	}
 	e.shapes[n] = true
-	delta := make([]int64, end-start)
+	delta := make([]int64, size)
 	delta[at] = int64(was - is)
 	v := e.p.Op("Add", n.Out[0].Name+"/original", []*graph.Value{n.Out[0], e.p.Ints(n.Out[0].Name+"/delta", delta...)})
 	e.p.Replace(n.Out[0], v, v.Producer)

@@ -86,16 +86,9 @@ func runImportance(c *cli.Context) (err error) {
 	if len(found.Blocks) == 0 {
 		return needBlocks(m, found)
 	}
-	lib, err := ort.Find(c.String("ort-lib"))
-	if err == nil {
-		err = ort.Open(lib)
-	}
+	lab, err := openLab(c, args[0], provider)
 	if err != nil {
-		return coded(exitRuntime, err)
-	}
-	lab, err := learn.OpenLab(args[0], ort.Options{Provider: provider, Threads: c.Int("threads")})
-	if err != nil {
-		return coded(exitModel, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
 	set, err := openSamples(c, lab, 0, 0)

@@ -168,16 +168,9 @@ func runLearn(c *cli.Context) (err error) {
 	if err := needBlocks(m, found); err != nil {
 		return err
 	}
-	lib, err := ort.Find(c.String("ort-lib"))
-	if err == nil {
-		err = ort.Open(lib)
-	}
+	lab, err := openLab(c, args[0], provider)
 	if err != nil {
-		return coded(exitRuntime, err)
-	}
-	lab, err := learn.OpenLab(args[0], ort.Options{Provider: provider, Threads: c.Int("threads")})
-	if err != nil {
-		return coded(exitModel, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
 	set, err := openSamples(c, lab, c.Float64("held-out"), c.Int("held-out-samples"))
@@ -189,12 +182,8 @@ func runLearn(c *cli.Context) (err error) {
 	q.Progress = withTimeLeft(bar.step)
 	res, err := lab.Learn(c.Context, q)
 	bar.clear()
-	var unfit *learn.RequestError
-	switch {
-	case errors.As(err, &unfit):
-		return coded(exitUsage, err)
-	case err != nil:
-		return coded(exitRuntime, fmt.Errorf("%s: %w", args[0], err))
+	if err != nil {
+		return labError(args[0], err)
 	}
 	d := describeLearning(args[0], path, c, q, lab, res)
 	cfg, learned, err := lab.Config(res, q.Strategy, filepath.Base(weights), d.about()...)
