@@ -151,8 +151,8 @@ func (n *Node) bodies() []*Graph {
 	return out
 }
 
-// RemoveDead removes nodes whose outputs nobody uses and initializers without users, repeatedly, and returns how many
-// of each went. Graph inputs stay: they are the model's signature. keep names nodes and initializers that were dead
+// RemoveDead removes nodes whose outputs nobody uses and initializers without users, repeatedly and in bodies too, and
+// returns how many of each went. Graph inputs stay: they are the model's signature. keep names nodes and initializers that were dead
 // before (a rewrite does not tidy what it did not touch); nil keeps none.
 func (g *Graph) RemoveDead(keep map[any]bool) (nodes, inits int) {
 	for again := true; again; {
@@ -160,6 +160,11 @@ func (g *Graph) RemoveDead(keep map[any]bool) (nodes, inits int) {
 		for i := len(g.Nodes) - 1; i >= 0; i-- {
 			n := g.Nodes[i]
 			if keep[n] || !n.dead() {
+				for _, b := range n.bodies() {
+					bodyNodes, bodyInits := b.RemoveDead(keep)
+					nodes, inits = nodes+bodyNodes, inits+bodyInits
+					again = again || bodyNodes > 0
+				}
 				continue
 			}
 			g.removeNode(n)
@@ -195,16 +200,18 @@ func (g *Graph) RemoveWeight(v *Value) {
 // Dead lists the nodes and initializers (as *Node and *Value) that RemoveDead would remove at once.
 func (g *Graph) Dead() map[any]bool {
 	out := map[any]bool{}
-	for i := len(g.Nodes) - 1; i >= 0; i-- {
-		if g.Nodes[i].dead() {
-			out[g.Nodes[i]] = true
+	g.eachGraph(func(g *Graph) {
+		for _, n := range g.Nodes {
+			if n.dead() {
+				out[n] = true
+			}
 		}
-	}
-	for _, v := range g.Inits {
-		if len(v.users) == 0 && !v.IsInput {
-			out[v] = true
+		for _, v := range g.Inits {
+			if len(v.users) == 0 && !v.IsInput {
+				out[v] = true
+			}
 		}
-	}
+	})
 	return out
 }
 

@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,10 +15,12 @@ import (
 // every invariant and every seam, and takes it all back when one fails.
 type Patch struct {
 	g      *Graph
+	scope  *Graph          // where new nodes and constants go: g, or a body inside it
 	values map[string]bool // names of values that are taken, in any scope that could see a new one
 	named  map[string]bool // names of nodes; the runtime wants them to differ
 	nodes  []*Node
 	inits  []*Value
+	inputs []*Value
 	edits  []func()
 	seams  []seam
 	shunts []shunt
@@ -35,7 +38,7 @@ type seam struct {
 
 // NewPatch starts a patch of g.
 func NewPatch(g *Graph) *Patch {
-	p := &Patch{g: g, values: map[string]bool{}, named: map[string]bool{}}
+	p := &Patch{g: g, scope: g, values: map[string]bool{}, named: map[string]bool{}}
 	for s := g; s != nil; s = s.Outer {
 		for name := range s.values {
 			p.values[name] = true
@@ -53,6 +56,14 @@ func NewPatch(g *Graph) *Patch {
 	return p
 }
 
+// In lets new nodes and constants go to scope, the patched graph or a body inside it, until the returned function is
+// called. Their names are taken by no value of any scope, so that none is hidden.
+func (p *Patch) In(scope *Graph) (back func()) {
+	was := p.scope
+	p.scope = scope
+	return func() { p.scope = was }
+}
+
 // fresh returns base, or base with a number, such that it is not taken, and takes it.
 func fresh(taken map[string]bool, base string) string {
 	name := base
@@ -67,8 +78,16 @@ func fresh(taken map[string]bool, base string) string {
 func (p *Patch) Init(t *Tensor) *Value {
 	name := fresh(p.values, t.Name())
 	t.Proto.Name = &name
-	v := &Value{Name: name, Init: t, Graph: p.g}
+	v := &Value{Name: name, Init: t, Graph: p.scope}
 	p.inits = append(p.inits, v)
+	return v
+}
+
+// Input prepares an input of the graph behind those that it has; the name is changed when it is taken.
+func (p *Patch) Input(name string, typ *onnxpb.TypeProto) *Value {
+	name = fresh(p.values, name)
+	v := &Value{Name: name, IsInput: true, Graph: p.g, Info: &onnxpb.ValueInfoProto{Name: &name, Type: typ}}
+	p.inputs = append(p.inputs, v)
 	return v
 }
 
@@ -79,9 +98,9 @@ func (p *Patch) Ints(name string, x ...int64) *Value {
 
 // Node prepares a node with outs outputs and returns them; names of outputs come from the node's.
 func (p *Patch) Node(op, domain, name string, outs int, in []*Value, attrs ...*onnxpb.AttributeProto) []*Value {
-	n := &Node{Name: fresh(p.named, name), OpType: op, Domain: domain, Graph: p.g, Proto: &onnxpb.NodeProto{Attribute: attrs}, In: slices.Clone(in)}
+	n := &Node{Name: fresh(p.named, name), OpType: op, Domain: domain, Graph: p.scope, Proto: &onnxpb.NodeProto{Attribute: attrs}, In: slices.Clone(in)}
 	for i := range outs {
-		n.Out = append(n.Out, &Value{Name: fresh(p.values, fmt.Sprintf("%s_output_%d", n.Name, i)), Graph: p.g, Producer: n, Index: i})
+		n.Out = append(n.Out, &Value{Name: fresh(p.values, fmt.Sprintf("%s_output_%d", n.Name, i)), Graph: p.scope, Producer: n, Index: i})
 	}
 	p.nodes = append(p.nodes, n)
 	return n.Out
@@ -145,7 +164,7 @@ func (p *Patch) SetType(v *Value, typ *onnxpb.TypeProto) {
 	})
 }
 
-// Replace hands every reader of old, except the given nodes, to new. When old is an output of the graph, new takes over
+// Replace hands every reader of old, except the given nodes, to new. When old is an output of its graph, new takes over
 // its name, so that the graph's signature stays.
 func (p *Patch) Replace(old, new *Value, except ...*Node) {
 	ex := map[*Node]bool{}
@@ -171,17 +190,24 @@ func (p *Patch) Apply() (*Facts, error) {
 }
 
 func (p *Patch) apply() (*Facts, error) {
-	for _, v := range p.inits {
+	for _, v := range p.inputs {
 		if err := p.g.define(v); err != nil {
 			return nil, err
 		}
-		v.Init.model = p.g.Model
-		p.g.Model.lazy[v.Init.Proto] = v.Init
-		p.g.Inits = append(p.g.Inits, v)
-		if p.g.Model.Proto.GetIrVersion() < 4 && p.g.Outer == nil { // weights are inputs too in these versions
+		p.g.Inputs = append(p.g.Inputs, v)
+	}
+	for _, v := range p.inits {
+		g := v.Graph
+		if err := g.define(v); err != nil {
+			return nil, err
+		}
+		v.Init.model = g.Model
+		g.Model.lazy[v.Init.Proto] = v.Init
+		g.Inits = append(g.Inits, v)
+		if g.Model.Proto.GetIrVersion() < 4 && g.Outer == nil { // weights are inputs too in these versions
 			v.IsInput = true
 			v.Info = declaredLike(v, v.Init)
-			p.g.Inputs = append(p.g.Inputs, v)
+			g.Inputs = append(g.Inputs, v)
 		}
 	}
 	for _, n := range p.nodes {
@@ -191,21 +217,23 @@ func (p *Patch) apply() (*Facts, error) {
 			}
 		}
 		for _, o := range n.Out {
-			if err := p.g.define(o); err != nil {
+			if err := n.Graph.define(o); err != nil {
 				return nil, err
 			}
 		}
-		p.g.Nodes = append(p.g.Nodes, n)
+		n.Graph.Nodes = append(n.Graph.Nodes, n)
 	}
 	for _, e := range p.edits {
 		e()
 	}
 	for _, s := range p.shunts {
-		if err := p.g.shunt(s); err != nil {
+		if err := s.carryOut(); err != nil {
 			return nil, err
 		}
 	}
-	if err := p.g.Sort(); err != nil {
+	var err error
+	p.g.eachGraph(func(g *Graph) { err = errors.Join(err, g.Sort()) })
+	if err != nil {
 		return nil, err
 	}
 	if err := p.g.Model.Check(); err != nil {
@@ -229,8 +257,9 @@ func (p *Patch) apply() (*Facts, error) {
 	return facts, nil
 }
 
-// shunt moves readers from one value to another.
-func (g *Graph) shunt(s shunt) error {
+// carryOut moves readers from one value to another.
+func (s shunt) carryOut() error {
+	g := s.old.Graph
 	var moved []Use
 	for _, u := range s.old.users {
 		if u.Node == nil || !s.except[u.Node] {
@@ -248,7 +277,8 @@ func (g *Graph) shunt(s shunt) error {
 		s.old.users = slices.DeleteFunc(s.old.users, func(x Use) bool { return x == u })
 		s.new.users = append(s.new.users, u)
 		u.Graph.Outputs[u.Index] = s.new
-		if u.Graph == g {
+		switch {
+		case u.Graph == g && s.new.Graph == g:
 			// The name goes with the role; the old value keeps a derived one.
 			aside := g.FreshName(s.old.Name + "_inner")
 			name := s.old.Name
@@ -257,6 +287,8 @@ func (g *Graph) shunt(s shunt) error {
 			s.old.Name, s.new.Name = aside, name
 			s.new.Info, s.old.Info = s.old.Info, nil
 			g.values[aside], g.values[name] = s.old, s.new
+		case u.Graph.Outer == nil:
+			return fmt.Errorf("output %q cannot be handed to %q, which is inside a body", s.old.Name, s.new.Name)
 		}
 	}
 	return nil
