@@ -194,9 +194,9 @@ func TestEditsKeepTheInvariants(t *testing.T) {
 			t.Errorf("%d nodes and %d weights went that were to stay", nodes, inits)
 		}
 	})
-	step("RemoveDead", func() {
+	step("RemoveDead", func() { // neg, and a node of a body
 		nodes, _ := g.RemoveDead(nil)
-		if nodes != 1 || g.Value("n") != nil || g.Value("w_1") != nil || g.Value("w") == nil || g.Value("asInput") == nil {
+		if nodes != 2 || g.Value("n") != nil || g.Value("w_1") != nil || g.Value("w") == nil || g.Value("asInput") == nil {
 			t.Errorf("%d nodes went", nodes)
 		}
 	})
