@@ -43,17 +43,28 @@ enum {
   GET_SYMBOLIC_DIMENSIONS = 63,
   GET_TENSOR_TYPE_AND_SHAPE = 65,
   GET_VALUE_TYPE = 67,
+  CREATE_MEMORY_INFO = 68,
   ALLOCATOR_FREE = 76,
   GET_DEFAULT_ALLOCATOR = 78,
   RELEASE_STATUS = 93,
+  RELEASE_MEMORY_INFO = 94,
   RELEASE_VALUE = 96,
   RELEASE_RUN_OPTIONS = 97,
   RELEASE_TYPE_INFO = 98,
   RELEASE_TENSOR_INFO = 99,
+  RUN_WITH_BINDING = 133,
+  CREATE_IO_BINDING = 134,
+  RELEASE_IO_BINDING = 135,
+  BIND_INPUT = 136,
+  BIND_OUTPUT = 137,
+  BIND_OUTPUT_TO_DEVICE = 138,
+  GET_BOUND_OUTPUT_VALUES = 140,
+  CLEAR_BOUND_INPUTS = 141,
+  CLEAR_BOUND_OUTPUTS = 142,
   GET_TENSOR_SIZE_IN_BYTES = 318,
 };
 
-enum { ONNX_TYPE_TENSOR = 1 };
+enum { ONNX_TYPE_TENSOR = 1, DEVICE_ALLOCATOR = 0, MEMORY_DEFAULT = 0 };
 
 typedef struct {
   const void *const *(*get_api)(uint32_t version);
@@ -117,6 +128,47 @@ void *dha_run(void *session, void *run_options, const char *const *in_names, voi
 void *dha_run_options_new(void **out) { return CALL(CREATE_RUN_OPTIONS, void *, void **)(out); }
 void *dha_run_options_terminate(void *o) { return CALL(RUN_OPTIONS_SET_TERMINATE, void *, void *)(o); }
 void dha_run_options_free(void *o) { CALL(RELEASE_RUN_OPTIONS, void, void *)(o); }
+
+void *dha_binding_new(void *session, void **out) { return CALL(CREATE_IO_BINDING, void *, void *, void **)(session, out); }
+void dha_binding_free(void *b) { CALL(RELEASE_IO_BINDING, void, void *)(b); }
+
+void *dha_binding_set(void *b, int output, const char *name, void *value) {
+  return CALL(output ? BIND_OUTPUT : BIND_INPUT, void *, void *, const char *, const void *)(b, name, value);
+}
+
+void *dha_binding_place(void *b, const char *name, const void *memory_info) {
+  return CALL(BIND_OUTPUT_TO_DEVICE, void *, void *, const char *, const void *)(b, name, memory_info);
+}
+
+void dha_binding_clear(void *b) {
+  CALL(CLEAR_BOUND_INPUTS, void, void *)(b);
+  CALL(CLEAR_BOUND_OUTPUTS, void, void *)(b);
+}
+
+void *dha_binding_run(void *session, void *run_options, void *b) {
+  return CALL(RUN_WITH_BINDING, void *, void *, const void *, const void *)(session, run_options, b);
+}
+
+void *dha_binding_outputs(void *b, void **values, size_t n) {
+  void *alloc = NULL;
+  void **all = NULL;
+  size_t have = 0;
+  void *st = CALL(GET_DEFAULT_ALLOCATOR, void *, void **)(&alloc);
+  if (!st) st = CALL(GET_BOUND_OUTPUT_VALUES, void *, const void *, void *, void ***, size_t *)(b, alloc, &all, &have);
+  if (st) return st;
+  for (size_t i = 0; i < have; i++) {
+    if (i < n)
+      values[i] = all[i];
+    else
+      dha_value_free(all[i]);
+  }
+  return all ? CALL(ALLOCATOR_FREE, void *, void *, void *)(alloc, all) : NULL;
+}
+
+void *dha_memory_new(const char *name, int id, void **out) {
+  return CALL(CREATE_MEMORY_INFO, void *, const char *, int, int, int, void **)(name, DEVICE_ALLOCATOR, id, MEMORY_DEFAULT, out);
+}
+void dha_memory_free(void *m) { CALL(RELEASE_MEMORY_INFO, void, void *)(m); }
 
 void *dha_tensor_new(void *memory_info, void *data, size_t bytes, const int64_t *shape, size_t rank, int type,
                      void **out) {

@@ -203,3 +203,43 @@ func run(session unsafe.Pointer, opts runOptions, inNames []cName, in []unsafe.P
 	}
 	return failure(C.dha_run(session, opts.p, inN, inV, C.size_t(len(in)), &outNames[0], C.size_t(len(out)), &out[0]))
 }
+
+func newBinding(session unsafe.Pointer) (b unsafe.Pointer, err error) {
+	err = failure(C.dha_binding_new(session, &b))
+	return b, err
+}
+
+func freeBinding(b unsafe.Pointer) {
+	C.dha_binding_clear(b)
+	C.dha_binding_free(b)
+}
+
+func bindValue(b unsafe.Pointer, side int, name cName, value unsafe.Pointer) error {
+	return failure(C.dha_binding_set(b, C.int(side), name, value))
+}
+
+func placeOutput(b unsafe.Pointer, name cName, memory unsafe.Pointer) error {
+	return failure(C.dha_binding_place(b, name, memory))
+}
+
+func runBinding(session unsafe.Pointer, opts runOptions, b unsafe.Pointer) error {
+	return failure(C.dha_binding_run(session, opts.p, b))
+}
+
+// boundOutputs fills values with new handles of the outputs of a binding, in the order in which they were bound first.
+func boundOutputs(b unsafe.Pointer, values []unsafe.Pointer) error {
+	if len(values) == 0 {
+		return nil
+	}
+	return failure(C.dha_binding_outputs(b, &values[0], C.size_t(len(values))))
+}
+
+// newMemory describes the memory of an execution provider.
+func newMemory(provider string, device int) (m unsafe.Pointer, err error) {
+	name := C.CString(provider)
+	defer C.free(unsafe.Pointer(name))
+	err = failure(C.dha_memory_new(name, C.int(device), &m))
+	return m, err
+}
+
+func freeMemory(m unsafe.Pointer) { C.dha_memory_free(m) }

@@ -23,6 +23,21 @@ void *dha_run_options_new(void **out);
 void *dha_run_options_terminate(void *run_options);
 void dha_run_options_free(void *run_options);
 
+// A binding keeps the values of a session's inputs and outputs from run to run. dha_binding_set binds an input (output !=
+// 0: an output) to a value, dha_binding_place leaves an output to the runtime, to be made in the memory described, and
+// dha_binding_outputs gives out new handles of the first n bound outputs, in the order in which they were bound first.
+void *dha_binding_new(void *session, void **out);
+void dha_binding_free(void *binding);
+void *dha_binding_set(void *binding, int output, const char *name, void *value);
+void *dha_binding_place(void *binding, const char *name, const void *memory_info);
+void dha_binding_clear(void *binding);
+void *dha_binding_run(void *session, void *run_options, void *binding);
+void *dha_binding_outputs(void *binding, void **values, size_t n);
+
+// dha_memory_new describes the memory of an execution provider by its name ("Cpu", "Cuda") and the number of the device.
+void *dha_memory_new(const char *name, int id, void **out);
+void dha_memory_free(void *memory_info);
+
 // dha_tensor_new wraps bytes of the caller, who keeps them alive and in place until dha_value_free.
 void *dha_tensor_new(void *memory_info, void *data, size_t bytes, const int64_t *shape, size_t rank, int type,
                      void **out);

@@ -53,6 +53,9 @@ type Session struct {
 	inputs  []IO
 	outputs []IO
 	names   map[string]cName
+	// Where the execution provider keeps what it computes.
+	provider string
+	device   int
 }
 
 // providers creates each execution provider's part of the session options.
@@ -80,7 +83,7 @@ func NewSession(path string, o Options) (*Session, error) {
 		msg := strings.TrimPrefix(root(err).Error(), "Load model from "+path+" failed:")
 		return nil, fmt.Errorf("model %q: ONNX Runtime %s cannot load it: %s", path, Version(), msg)
 	}
-	s := &Session{Path: path, session: b, names: map[string]cName{}}
+	s := &Session{Path: path, session: b, names: map[string]cName{}, provider: o.Provider, device: o.Device}
 	if err := s.describe(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("model %q: %w", path, err)
@@ -316,20 +319,9 @@ func (s *Session) run(ctx context.Context, in, out map[string]*Tensor) error {
 		fresh = append(fresh, name)
 	}
 
-	opts, err := newRunOptions()
-	if err != nil {
-		return err
-	}
-	defer opts.free()
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		opts.terminate()
-		close(stopped)
+	err = cancellable(ctx, func(opts runOptions) error {
+		return run(s.handle, opts, inNames, inValues, outNames, outValues)
 	})
-	err = run(s.handle, opts, inNames, inValues, outNames, outValues)
-	if !stop() {
-		<-stopped // opts must outlive the call
-	}
 	defer func() {
 		for i, name := range fresh {
 			if name != "" && outValues[i] != nil {
@@ -353,21 +345,30 @@ func (s *Session) run(ctx context.Context, in, out map[string]*Tensor) error {
 	return nil
 }
 
+// cancellable makes a run that stops when ctx ends.
+func cancellable(ctx context.Context, run func(runOptions) error) error {
+	opts, err := newRunOptions()
+	if err != nil {
+		return err
+	}
+	defer opts.free()
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		opts.terminate()
+		close(stopped)
+	})
+	err = run(opts)
+	if !stop() {
+		<-stopped // opts must outlive the call
+	}
+	return err
+}
+
 // check finds what the runtime would describe less clearly, or not survive.
 func (s *Session) check(in, out map[string]*Tensor) error {
 	for name, t := range in {
-		io, ok := s.Input(name)
-		if !ok {
-			return fmt.Errorf("it has no input %q; its inputs are %s", name, list(s.inputs))
-		}
-		if t == nil {
-			return fmt.Errorf("input %q: no tensor given", name)
-		}
-		if err := t.Check(); err != nil {
-			return fmt.Errorf("input %q: %w", name, err)
-		}
-		if io.DType != t.DType {
-			return fmt.Errorf("input %q: the model wants %s, got %v", name, typeName(io.DType), t)
+		if err := s.checkInput(name, t); err != nil {
+			return err
 		}
 	}
 	for _, io := range s.inputs {
@@ -379,19 +380,46 @@ func (s *Session) check(in, out map[string]*Tensor) error {
 		return fmt.Errorf("no output was asked for; its outputs are %s", list(s.outputs))
 	}
 	for name, t := range out {
-		io, ok := s.Output(name)
-		if !ok {
-			return fmt.Errorf("it has no output %q; its outputs are %s", name, list(s.outputs))
-		}
-		if t == nil {
+		if _, ok := s.Output(name); ok && t == nil {
 			continue
 		}
-		if err := t.Check(); err != nil {
-			return fmt.Errorf("output %q: %w", name, err)
+		if err := s.checkOutput(name, t); err != nil {
+			return err
 		}
-		if io.DType != t.DType {
-			return fmt.Errorf("output %q: the model gives %s, the tensor to write into is %v", name, typeName(io.DType), t)
-		}
+	}
+	return nil
+}
+
+func (s *Session) checkInput(name string, t *Tensor) error {
+	io, ok := s.Input(name)
+	if !ok {
+		return fmt.Errorf("it has no input %q; its inputs are %s", name, list(s.inputs))
+	}
+	if t == nil {
+		return fmt.Errorf("input %q: no tensor given", name)
+	}
+	if err := t.Check(); err != nil {
+		return fmt.Errorf("input %q: %w", name, err)
+	}
+	if io.DType != t.DType {
+		return fmt.Errorf("input %q: the model wants %s, got %v", name, typeName(io.DType), t)
+	}
+	return nil
+}
+
+func (s *Session) checkOutput(name string, t *Tensor) error {
+	io, ok := s.Output(name)
+	if !ok {
+		return fmt.Errorf("it has no output %q; its outputs are %s", name, list(s.outputs))
+	}
+	if t == nil {
+		return fmt.Errorf("output %q: no tensor given", name)
+	}
+	if err := t.Check(); err != nil {
+		return fmt.Errorf("output %q: %w", name, err)
+	}
+	if io.DType != t.DType {
+		return fmt.Errorf("output %q: the model gives %s, the tensor to write into is %v", name, typeName(io.DType), t)
 	}
 	return nil
 }
