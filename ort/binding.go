@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"unsafe"
 )
@@ -117,11 +116,22 @@ func (b *Binding) set(side int, name string, t *Tensor) error {
 
 // Place leaves an output to the runtime: the next run makes it in the memory of the execution provider, in whatever shape
 // it comes to. It has to be placed again, or bound, before the run after that.
-func (b *Binding) Place(output string) error {
+func (b *Binding) Place(output string) error { return b.place(output, b.device) }
+
+// PlaceHost is Place in ordinary memory, from which Fetch can read it.
+func (b *Binding) PlaceHost(output string) error {
+	memory, err := memoryInfo()
+	if err != nil {
+		return err
+	}
+	return b.place(output, memory)
+}
+
+func (b *Binding) place(output string, memory unsafe.Pointer) error {
 	if err := b.check(outputSide, output); err != nil {
 		return err
 	}
-	if err := placeOutput(b.handle, b.s.names[output], b.device); err != nil {
+	if err := placeOutput(b.handle, b.s.names[output], memory); err != nil {
 		return fmt.Errorf("model %q: output %q: %w", b.s.Path, output, err)
 	}
 	b.keep(outputSide, output, &pinned{})
@@ -130,29 +140,20 @@ func (b *Binding) Place(output string) error {
 
 // Pass makes outputs of the last run inputs of the next, where they lie. The pairs are output, input.
 func (b *Binding) Pass(pairs [][2]string) error {
-	if b.handle == nil {
-		return fmt.Errorf("model %q: the binding is closed", b.s.Path)
+	values, err := b.computed()
+	if err != nil {
+		return err
 	}
-	values := make([]unsafe.Pointer, len(b.order))
-	if err := boundOutputs(b.handle, values); err != nil {
-		return fmt.Errorf("model %q: %w", b.s.Path, err)
-	}
-	defer func() {
-		for _, v := range values {
-			if v != nil {
-				freeValue(v)
-			}
-		}
-	}()
+	defer freeValues(values)
 	for _, p := range pairs {
-		at := slices.Index(b.order, p[0])
-		if at < 0 || values[at] == nil {
+		v := values[p[0]]
+		if v == nil {
 			return fmt.Errorf("model %q: output %q is not bound, and cannot be passed to %q", b.s.Path, p[0], p[1])
 		}
 		if err := b.check(inputSide, p[1]); err != nil {
 			return err
 		}
-		if err := bindValue(b.handle, inputSide, b.s.names[p[1]], values[at]); err != nil {
+		if err := bindValue(b.handle, inputSide, b.s.names[p[1]], v); err != nil {
 			return fmt.Errorf("model %q: passing %q to %q: %w", b.s.Path, p[0], p[1], err)
 		}
 		next := &pinned{}
@@ -165,6 +166,48 @@ func (b *Binding) Pass(pairs [][2]string) error {
 		b.keep(inputSide, p[1], next)
 	}
 	return nil
+}
+
+// Fetch copies an output of the last run that was placed in ordinary memory.
+func (b *Binding) Fetch(output string) (*Tensor, error) {
+	values, err := b.computed()
+	if err != nil {
+		return nil, err
+	}
+	defer freeValues(values)
+	v := values[output]
+	if v == nil {
+		return nil, fmt.Errorf("model %q: output %q is not bound", b.s.Path, output)
+	}
+	t, err := read(v)
+	if err != nil {
+		return nil, fmt.Errorf("model %q: output %q: %w", b.s.Path, output, err)
+	}
+	return t, nil
+}
+
+// computed returns handles of the outputs of the last run by name. They are the caller's to free.
+func (b *Binding) computed() (map[string]unsafe.Pointer, error) {
+	if b.handle == nil {
+		return nil, fmt.Errorf("model %q: the binding is closed", b.s.Path)
+	}
+	list := make([]unsafe.Pointer, len(b.order))
+	if err := boundOutputs(b.handle, list); err != nil {
+		return nil, fmt.Errorf("model %q: %w", b.s.Path, err)
+	}
+	values := map[string]unsafe.Pointer{}
+	for i, v := range list {
+		if v != nil {
+			values[b.order[i]] = v
+		}
+	}
+	return values, nil
+}
+
+func freeValues(values map[string]unsafe.Pointer) {
+	for _, v := range values {
+		freeValue(v)
+	}
 }
 
 // check finds what the runtime would not survive.

@@ -82,6 +82,10 @@ func TestBindingPassesOutputsOn(t *testing.T) {
 		}
 		succeed(t, b.Pass([][2]string{{"y", "x"}}))
 	}
+	succeed(t, b.Input("u", FromFloat32([]float32{0}, 1)), b.PlaceHost("y"), b.Run(context.Background()))
+	if y, err := b.Fetch("y"); err != nil || !slices.Equal(floats(t, y), []float32{1, 2, 3, 4, 0}) {
+		t.Errorf("fetched %v (%v)", y, err)
+	}
 	end, _ := New(onnxpb.TensorProto_FLOAT, 5)
 	succeed(t, b.Input("u", FromFloat32([]float32{5}, 1)), b.Output("y", end), b.Run(context.Background()))
 	if got, want := floats(t, end), []float32{1, 2, 3, 4, 5}; !slices.Equal(got, want) {
