@@ -21,6 +21,7 @@ type Facts struct {
 	fresh     int             // symbols made so far
 	signed    map[string]bool // symbols that may stand for a negative number; dimensions cannot
 	budget    int             // what may still be spent on folding
+	loops     int             // bodies of loops around the node under inference
 }
 
 // fact is what is known of one value.

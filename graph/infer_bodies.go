@@ -1,6 +1,10 @@
 package graph
 
-import "slices"
+import (
+	"slices"
+
+	"onnx-dha/graph/onnxpb"
+)
 
 // This file infers the operators with bodies. A body sees the facts of the graph around it.
 
@@ -38,9 +42,9 @@ func loop(c *call) {
 	carried := max(len(c.In)-2, 0)
 	in := []fact{{elem: int64Type, ranked: true}, {elem: boolType, ranked: true}}
 	for i := range carried {
-		in = append(in, c.f.varying(c.fact(2+i)))
+		in = append(in, c.fact(2+i))
 	}
-	c.f.body(body, in)
+	c.f.iterate(body, in, 2, carried, 1)
 	for i := range c.out {
 		last := c.f.output(body, 1+i)
 		if i < carried {
@@ -70,7 +74,7 @@ func scan(c *call) {
 	for i := range c.In {
 		fa := c.fact(i)
 		if int64(i) < states {
-			in = append(in, c.f.varying(fa))
+			in = append(in, fa)
 			continue
 		}
 		a, ok := axis(entry(inAxes, i-int(states)), len(fa.shape))
@@ -82,7 +86,7 @@ func scan(c *call) {
 		set[a] = true
 		in = append(in, fact{elem: fa.elem, shape: without(fa.shape, set, false), ranked: true})
 	}
-	c.f.body(body, in)
+	c.f.iterate(body, in, 0, int(states), 0)
 	for i := range c.out {
 		last := c.f.output(body, i)
 		if int64(i) < states {
@@ -124,13 +128,63 @@ func (f *Facts) output(g *Graph, i int) fact {
 	return fa
 }
 
-// varying forgets what an iteration may change in a carried value: all but type and rank.
-func (f *Facts) varying(fa fact) fact {
-	fa.known = nil
-	if fa.ranked {
-		fa.shape = f.newDims(len(fa.shape))
+// Limits of iterate: how often a body is looked at, and how deep in loops more than once.
+const (
+	maxRounds = 3
+	maxLoops  = 2
+)
+
+// iterate infers a body that is run many times. count of its inputs, from first on, are carried: the next iteration gets
+// the outputs from last on for them. They begin as in says; what an iteration changes of them is forgotten, until the
+// rest holds before and after.
+func (f *Facts) iterate(body *Graph, in []fact, first, count, last int) {
+	carried := in[first : first+count]
+	varies := make([][]bool, count)
+	for i := range carried {
+		carried[i].known = nil
+		varies[i] = make([]bool, len(carried[i].shape))
 	}
-	return fa
+	f.loops++
+	defer func() { f.loops-- }()
+	for round := 1; ; round++ {
+		final := round == maxRounds || f.loops > maxLoops
+		for i := range carried {
+			if final && carried[i].ranked {
+				carried[i].shape = f.newDims(len(carried[i].shape))
+			}
+		}
+		f.body(body, in)
+		changed := false
+		for i := range carried {
+			changed = f.forget(&carried[i], f.output(body, last+i), varies[i]) || changed
+		}
+		if !changed || final {
+			return
+		}
+	}
+}
+
+// forget drops of a fact what does not hold of another and reports whether there was such a thing. Of dimensions that
+// vary nothing holds.
+func (f *Facts) forget(fa *fact, other fact, varies []bool) (changed bool) {
+	if fa.elem != other.elem && fa.elem != onnxpb.TensorProto_UNDEFINED {
+		fa.elem, changed = onnxpb.TensorProto_UNDEFINED, true
+	}
+	if !fa.ranked {
+		return changed
+	}
+	if !other.ranked || len(other.shape) != len(fa.shape) {
+		fa.shape, fa.ranked = nil, false
+		return true
+	}
+	shape := slices.Clone(fa.shape)
+	for i, d := range shape {
+		if !varies[i] && !d.Equal(other.shape[i]) {
+			shape[i], varies[i], changed = f.newDim(), true, true
+		}
+	}
+	fa.shape = shape
+	return changed
 }
 
 // agree returns what holds of a value that is one of two.
