@@ -15,6 +15,7 @@ import (
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
+	"onnx-dha/graph/unfuse"
 	"onnx-dha/ort"
 	"onnx-dha/verify"
 )
@@ -44,12 +45,16 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{Path: path, options: o, model: m}
-	report := attention.Find(m)
-	l.Blocks, l.Facts = report.Blocks, report.Facts
-	if l.Signature, err = verify.Describe(m); err != nil {
+	if l.Signature, err = verify.Describe(m); err != nil { // of the file: fused operators tell what some inputs are
 		l.Close()
 		return nil, err
 	}
+	report, err := find(m)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	l.Blocks, l.Facts = report.Blocks, report.Facts
 	for _, b := range l.Blocks {
 		var w *fusion.Weights
 		if b.Fixed == "" {
@@ -71,6 +76,32 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 		l.shared = l.shared || len(v.Init.Proto.ExternalData) > 0
 	}
 	return l, nil
+}
+
+// load opens the model anew, as the lab found it. It must be closed.
+func (l *Lab) load() (*graph.Model, *attention.Report, error) {
+	m, err := graph.Load(l.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := find(m)
+	if err == nil && len(r.Blocks) != len(l.Blocks) {
+		err = fmt.Errorf("%s changed while it was calibrated: %d attention blocks, then %d", l.Path, len(l.Blocks), len(r.Blocks))
+	}
+	if err != nil {
+		m.Close()
+		return nil, nil, err
+	}
+	return m, r, nil
+}
+
+// find expands fused operators, whose insides are to be measured, and finds the blocks. What the expansions are called is
+// the same in every copy.
+func find(m *graph.Model) (*attention.Report, error) {
+	if _, _, err := unfuse.Expand(m, nil); err != nil {
+		return nil, fmt.Errorf("%s: %w", m.Path, err)
+	}
+	return attention.Find(m), nil
 }
 
 // Close removes the copies and closes the model.
@@ -104,14 +135,9 @@ type operand struct {
 }
 
 func (l *Lab) bench() (*bench, error) {
-	m, err := graph.Load(l.Path)
+	m, r, err := l.load()
 	if err != nil {
 		return nil, err
-	}
-	r := attention.Find(m)
-	if len(r.Blocks) != len(l.Blocks) {
-		m.Close()
-		return nil, fmt.Errorf("%s changed while it was calibrated: %d attention blocks, then %d", l.Path, len(l.Blocks), len(r.Blocks))
 	}
 	b := &bench{
 		lab: l, m: m, g: m.Graph, blocks: r.Blocks, facts: r.Facts,

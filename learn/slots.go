@@ -5,8 +5,6 @@ import (
 	"slices"
 
 	"onnx-dha/fusion"
-	"onnx-dha/graph"
-	"onnx-dha/graph/attention"
 	"onnx-dha/ort"
 	"onnx-dha/rewrite"
 )
@@ -17,12 +15,12 @@ type Slots map[string]*ort.Tensor
 // slots returns the tied weights of some blocks under their plans: each head has the weights of its group, as
 // rewrite.Tie makes them. A block without a plan has its own.
 func (l *Lab) slots(plans map[int]*fusion.BlockPlan) (map[int]Slots, error) {
-	m, err := graph.Load(l.Path)
+	m, report, err := l.load()
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	blocks := attention.Find(m).Blocks
+	blocks := report.Blocks
 	plan := &fusion.Plan{}
 	inputs := map[int][]operand{}
 	var order []int
