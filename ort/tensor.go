@@ -103,6 +103,11 @@ func New(dtype onnxpb.TensorProto_DataType, shape ...int64) (*Tensor, error) {
 	return t, nil
 }
 
+// Bytes returns how many bytes a tensor of this type and shape takes.
+func Bytes(dtype onnxpb.TensorProto_DataType, shape []int64) (int64, error) {
+	return (&Tensor{DType: dtype, Shape: shape}).bytes()
+}
+
 // Len returns the number of elements.
 func (t *Tensor) Len() int64 {
 	n := int64(1)

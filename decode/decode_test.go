@@ -1,0 +1,290 @@
+package decode
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/onnxpb"
+	"onnx-dha/ort"
+	"onnx-dha/testmodels"
+	"onnx-dha/verify"
+)
+
+var single = ort.Options{Threads: 1}
+
+func runtime(t testing.TB) {
+	t.Helper()
+	if err := ort.OpenDefault(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build saves a test model and returns its path.
+func build(t testing.TB, family string, o testmodels.Options) string {
+	t.Helper()
+	f, err := testmodels.Get(family)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Build(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	path := filepath.Join(t.TempDir(), "model.onnx")
+	if err := m.Save(path, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func load(t testing.TB, path string) *Model {
+	t.Helper()
+	runtime(t)
+	m, err := Open(path, single)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+func start(t testing.TB, m *Model, o Options) *Loop {
+	t.Helper()
+	l, err := m.Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+// independent is the decode loop of package verify on the same model.
+func independent(t testing.TB, path string, batch int) *verify.Decoder {
+	t.Helper()
+	m, err := verify.Open(path, single)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	d, err := m.NewDecoder(batch, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func random(r *rand.Rand, n int) []int64 {
+	out := make([]int64, n)
+	for i := range out {
+		out[i] = r.Int64N(64)
+	}
+	return out
+}
+
+// compareLoops feeds both loops the same tokens, prompts of unequal length first, and compares the scores that follow.
+func compareLoops(t *testing.T, path string, o Options, lengths []int, steps int) *Loop {
+	t.Helper()
+	m := load(t, path)
+	o.Batch = len(lengths)
+	l := start(t, m, o)
+	d := independent(t, path, len(lengths))
+	r := rand.New(rand.NewPCG(7, 7))
+	var tokens [][]int64
+	for _, n := range lengths {
+		tokens = append(tokens, random(r, n))
+	}
+	longest := slices.Max(lengths)
+	for i := range steps + 1 {
+		if err := l.Feed(t.Context(), tokens); err != nil {
+			t.Fatal(err)
+		}
+		padded, real := make([][]int64, len(tokens)), make([][]bool, len(tokens))
+		for b, row := range tokens {
+			missing := 0
+			if i == 0 {
+				missing = longest - len(row)
+			}
+			padded[b] = slices.Concat(make([]int64, missing), row)
+			real[b] = slices.Concat(make([]bool, missing), slices.Repeat([]bool{true}, len(row)))
+		}
+		out, err := d.Step(t.Context(), padded, real)
+		if err != nil {
+			t.Fatal(err)
+		}
+		logits, err := out[m.Logits].Float32s()
+		if err != nil {
+			t.Fatal(err)
+		}
+		per := len(logits) / len(tokens)
+		for b := range tokens {
+			got, err := l.Scores(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := logits[(b+1)*per-len(got) : (b+1)*per]
+			for v := range got {
+				if math.Abs(float64(got[v]-want[v])) > 1e-4 {
+					t.Fatalf("step %d, sequence %d: score %d is %v, want %v", i, b, v, got[v], want[v])
+				}
+			}
+			tokens[b] = random(r, 1)
+		}
+	}
+	if want := longest + steps; l.Len() != want {
+		t.Errorf("%d positions, want %d", l.Len(), want)
+	}
+	return l
+}
+
+// The two loops agree on every decoder, with a cache and without.
+func TestAgreesWithTheIndependentLoop(t *testing.T) {
+	runtime(t)
+	for _, f := range testmodels.Families() {
+		if !f.Decoder || f.Name == "t5-decoder" { // whose encoder states have to be given
+			continue
+		}
+		for _, cached := range []bool{true, false} {
+			name := f.Name
+			if !cached {
+				name += " without cache"
+			}
+			t.Run(name, func(t *testing.T) {
+				path := build(t, f.Name, testmodels.Options{Cache: cached})
+				compareLoops(t, path, Options{Chunk: 4}, []int{5, 3}, 6)
+			})
+		}
+	}
+}
+
+func TestGoldenText(t *testing.T) {
+	dir, err := testmodels.CharLlama()
+	if err != nil {
+		t.Skip(err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "golden.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden struct {
+		Greedy struct{ Prompt, Tokens []int64 }
+	}
+	if err := json.Unmarshal(data, &golden); err != nil {
+		t.Fatal(err)
+	}
+	m := load(t, filepath.Join(dir, "model.onnx"))
+	var got []int64
+	for token, err := range m.Generate(t.Context(), golden.Greedy.Prompt, nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got = append(got, token); len(got) == len(golden.Greedy.Tokens) {
+			break
+		}
+	}
+	if !slices.Equal(got, golden.Greedy.Tokens) {
+		t.Errorf("got %v, want %v", got, golden.Greedy.Tokens)
+	}
+	stop := golden.Greedy.Tokens[3]
+	got = nil
+	for token, err := range m.Generate(t.Context(), golden.Greedy.Prompt, nil, stop) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, token)
+	}
+	if want := golden.Greedy.Tokens[:slices.Index(golden.Greedy.Tokens, stop)]; !slices.Equal(got, want) {
+		t.Errorf("until %d: got %v, want %v", stop, got, want)
+	}
+}
+
+// What is fed after going back does not depend on what was fed before.
+func TestRewind(t *testing.T) {
+	m := load(t, build(t, "llama", testmodels.Options{Cache: true}))
+	l := start(t, m, Options{})
+	feed := func(tokens ...int64) []float32 {
+		t.Helper()
+		if err := l.Feed(t.Context(), [][]int64{tokens}); err != nil {
+			t.Fatal(err)
+		}
+		scores, err := l.Scores(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Clone(scores)
+	}
+	first := feed(1, 2, 3)
+	feed(4)
+	if err := l.Rewind(0); err != nil {
+		t.Fatal(err)
+	}
+	if again := feed(1, 2, 3); !slices.Equal(first, again) {
+		t.Errorf("got %v after going back, first %v", again, first)
+	}
+	if err := l.Rewind(2); err == nil || !strings.Contains(err.Error(), "only to none") {
+		t.Errorf("going back into a joined cache: %v", err)
+	}
+	if err := l.Fill(20, 1); err != nil {
+		t.Fatal(err)
+	}
+	a := feed(5)
+	if l.Len() != 21 || slices.Equal(a, first) || a[0] != a[0] {
+		t.Errorf("after filling 20 positions: %d positions, scores %v", l.Len(), a)
+	}
+}
+
+func TestCacheBytes(t *testing.T) {
+	m := load(t, build(t, "llama-gqa", testmodels.Options{Layers: 3, Heads: 4, KVHeads: 2, HeadDim: 8, Cache: true, DType: onnxpb.TensorProto_FLOAT16}))
+	got, err := m.CacheBytes(5, 7)
+	if want := int64(3 * 2 * 5 * 2 * 7 * 8 * 2); err != nil || got != want {
+		t.Errorf("got %d (%v), want %d", got, err, want)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	runtime(t)
+	if _, err := Open(build(t, "bert", testmodels.Options{}), single); err == nil || !strings.Contains(err.Error(), "no decoder") {
+		t.Errorf("an encoder: %v", err)
+	}
+	t5 := load(t, build(t, "t5-decoder", testmodels.Options{Cache: true}))
+	if _, err := t5.Start(Options{}); err == nil || !strings.Contains(err.Error(), "encoder") {
+		t.Errorf("without an encoder's states: %v", err)
+	}
+	m := load(t, build(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 6}))
+	if _, err := m.Start(Options{Inputs: map[string]*ort.Tensor{"w": ort.FromInt64(nil, 0)}}); err == nil || !strings.Contains(err.Error(), `no input "w"`) {
+		t.Errorf("an input that there is not: %v", err)
+	}
+	for _, c := range []struct {
+		name   string
+		tokens [][]int64
+		want   string
+	}{
+		{"another batch", [][]int64{{1}}, "tokens of 1 sequences for a batch of 2"},
+		{"nothing", [][]int64{{1}, nil}, "sequence 1 has no token"},
+		{"not in the vocabulary", [][]int64{{1}, {64}}, "64 is beyond the model's table of 64"},
+		{"too long", [][]int64{{1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1}}, "6 is beyond the model's table of 6"},
+	} {
+		l := start(t, m, Options{Batch: 2})
+		if err := l.Feed(t.Context(), c.tokens); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want it to say %q", c.name, err, c.want)
+		}
+		if _, err := l.Scores(0); err == nil {
+			t.Errorf("%s: scores of nothing", c.name)
+		}
+	}
+	l := start(t, m, Options{Batch: 2})
+	if err := l.Feed(context.Background(), [][]int64{{1, 2}, {3}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Feed(context.Background(), [][]int64{{1, 2}, {3}}); err == nil || !strings.Contains(err.Error(), "only the first may differ") {
+		t.Errorf("unequal steps: %v", err)
+	}
+}
