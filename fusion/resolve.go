@@ -10,8 +10,8 @@ import (
 )
 
 // Resolve turns the configuration into a plan for the blocks of a model. Every named block must exist and its groups
-// must partition the block's key or value heads; a side that is not given stays as it is, a block that is not named is not in
-// the plan. The plan follows the order of blocks. Errors are of type *Error, at the place in the file where there is one.
+// must partition the block's key or value heads; a side that is not given stays as it is, a block that is not named is in
+// the plan only where the lowering changes its cache. The plan follows the order of blocks. Errors are of type *Error, at the place in the file where there is one.
 func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -27,6 +27,10 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	for _, b := range blocks {
 		l := layers[b.Name]
 		if l == nil {
+			if p.Lowering == StaticCache && b.Fixed == "" && (b.KeyCache != nil || b.ValCache != nil) {
+				// A model has one kind of cache.
+				p.Blocks = append(p.Blocks, BlockPlan{Block: b, Key: Identity(b.KVHeads), Value: Identity(b.ValueHeads)})
+			}
 			continue
 		}
 		delete(layers, b.Name)
@@ -60,7 +64,11 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 		if !filepath.IsLocal(c.Weights) {
 			return nil, c.src.errorf(c.src.key("weights"), "weights: %q; want a file beside the configuration, or below it", shorten(c.Weights))
 		}
-		if err := p.addLearned(filepath.Join(c.Dir, c.Weights)); err != nil {
+		path := filepath.Join(c.Dir, c.Weights)
+		if err := checkWeights(path, c.WeightsHash); err != nil {
+			return nil, c.src.errorf(c.src.key("weights_hash"), "%v", err)
+		}
+		if err := p.addLearned(path); err != nil {
 			return nil, c.src.errorf(c.src.key("weights"), "weights: %v", err)
 		}
 	}

@@ -67,7 +67,7 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 			return fmt.Errorf("%q differs from head to head at %v, so heads cannot be fused", p.Value.Name, p.Node)
 		}
 	}
-	if low.reorder {
+	if low.reorder && c.fitsGrouped() {
 		if err := c.reorderQueries(); err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 	}
 	for _, s := range []change{c.k, c.v} {
 		if s.single {
-			e.p.Replace(s.path.Repeat, s.path.Single)
+			e.p.Replace(s.path.Repeat, e.singleHeads(s.path))
 		}
 	}
 	if err := low.apply(c); err != nil {

@@ -17,15 +17,26 @@ type editor struct {
 	g     *graph.Graph
 	facts *graph.Facts
 	p     *graph.Patch
-	// shapes are Shape and Size nodes that have been given a correction, so that two paths do not correct one twice.
-	shapes map[*graph.Node]bool
+	// shapes are Shape and Size nodes that have been given a correction, so that two paths do not correct one twice, and
+	// corrected what their readers are shown.
+	shapes    map[*graph.Node]bool
+	corrected map[*graph.Value]*graph.Value
+	// targets are the new target shapes of Reshape and Expand nodes, inputs what meets scores from the side by now, types
+	// the new declarations of values.
+	targets map[*graph.Node]*graph.Value
+	inputs  map[graph.Use]*graph.Value
+	types   map[*graph.Value]*onnxpb.TypeProto
+	static  *static // nil until a cache is written in place
 	// replaced are weights that some reader has been given another for.
 	replaced []*graph.Value
 	opset    int64
 }
 
 func newEditor(g *graph.Graph, f *graph.Facts) *editor {
-	return &editor{g: g, facts: f, p: graph.NewPatch(g), shapes: map[*graph.Node]bool{}, opset: g.Model.Opset("")}
+	return &editor{
+		g: g, facts: f, p: graph.NewPatch(g), opset: g.Model.Opset(""), shapes: map[*graph.Node]bool{},
+		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, types: map[*graph.Value]*onnxpb.TypeProto{},
+	}
 }
 
 // change is what happens to the heads of one path: Fusion over its heads, in the order of the fused heads.
@@ -205,7 +216,7 @@ func (e *editor) wires(c change) error {
 			e.correctShapes(w, l.Axis, l, c.resized(l))
 		}
 	}
-	return nil
+	return e.readers(c, bypassed)
 }
 
 // bypass lists the nodes that repeat heads, which nothing reads once repeated heads are bypassed.
@@ -328,10 +339,10 @@ func (e *editor) retarget(n *graph.Node, l, m attention.Layout) error {
 		if err != nil {
 			return fmt.Errorf("%v: %w", n, err)
 		}
-		e.p.SetInput(n, 1, v)
+		e.setTarget(n, v)
 	default:
 		// The axis is merged with others of unknown size: scale it.
-		e.p.SetInput(n, 1, e.scaled(target, len(known.Ints), axis, l, m))
+		e.setTarget(n, e.scaled(target, len(known.Ints), axis, l, m))
 	}
 	return nil
 }
@@ -424,8 +435,10 @@ func (e *editor) correctShapes(w *graph.Value, axis int, l, m attention.Layout) 
 				continue
 			}
 			e.shapes[n] = true
-			v := e.scaled(n.Out[0], size, at, m, l)
-			e.p.Replace(n.Out[0], v, v.Producer.In[0].Producer)
+			e.correct(n.Out[0], func(now *graph.Value) (*graph.Value, []*graph.Node) {
+				v := e.scaled(now, size, at, m, l)
+				return v, []*graph.Node{v.Producer.In[0].Producer}
+			})
 		case n.Is("Size"):
 			e.shapes[n] = true
 			out := n.Out[0]

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
@@ -57,24 +55,24 @@ func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
 		l.Axis = axis
 		e.correctShapes(w, axis, l, r)
 	}
-	typ, err := resize(cache.Past, cache.PastAxis, int64(old.Len()), int64(next.Len()), cache.Outer > 1)
+	typ, err := e.resize(cache.Past, cache.PastAxis, int64(old.Len()), int64(next.Len()), cache.Outer > 1)
 	if err != nil {
 		return nil, err
 	}
-	e.p.SetType(cache.Past, typ)
+	e.setType(cache.Past, typ)
 	if cache.Outer > 1 && cache.Present != nil && cache.Present.Info != nil {
-		if typ, err = resize(cache.Present, cache.PresentAxis, int64(old.Len()), int64(next.Len()), true); err != nil {
+		if typ, err = e.resize(cache.Present, cache.PresentAxis, int64(old.Len()), int64(next.Len()), true); err != nil {
 			return nil, err
 		}
-		e.p.SetType(cache.Present, typ)
+		e.setType(cache.Present, typ)
 	}
 	return change, nil
 }
 
 // resize returns the declared type of a value with to heads in place of from on one axis. Where the axis is merged with
 // the batch a symbolic size gets another name: it counts something else now.
-func resize(v *graph.Value, axis int, from, to int64, merged bool) (*onnxpb.TypeProto, error) {
-	typ := proto.Clone(v.Info.GetType()).(*onnxpb.TypeProto)
+func (e *editor) resize(v *graph.Value, axis int, from, to int64, merged bool) (*onnxpb.TypeProto, error) {
+	typ := e.typeOf(v)
 	dims := typ.GetTensorType().GetShape().GetDim()
 	if axis >= len(dims) {
 		return nil, fmt.Errorf("%q is declared with %d axes, want more than %d", v.Name, len(dims), axis)

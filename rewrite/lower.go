@@ -18,6 +18,7 @@ type core struct {
 	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
 	// context the one at each place of the output projection's input.
 	order, context []int
+	buffered       bool // the products cover a buffer, filled or not
 }
 
 // lowering is one form of an attention core.
@@ -33,8 +34,9 @@ type lowering struct {
 
 // lowerings is the table of forms. A new lowering is a row.
 var lowerings = map[fusion.Lowering]lowering{
-	fusion.Grouped: {(*core).fitsGrouped, true, true, (*core).grouped},
-	fusion.Expand:  {func(*core) bool { return true }, false, false, (*core).expand},
+	fusion.Grouped:     {(*core).fitsGrouped, true, true, (*core).grouped},
+	fusion.Expand:      {func(*core) bool { return true }, false, false, (*core).expand},
+	fusion.StaticCache: {func(*core) bool { return true }, true, true, (*core).inPlace},
 }
 
 // readers returns, for each query head, the fused head it reads.
@@ -200,6 +202,10 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		e.p.Replace(out, z, reader...)
 	}
 	if shape, ok := e.facts.Shape(out); ok {
+		if first && c.buffered {
+			shape = slices.Clone(shape)
+			shape[len(shape)-1] = graph.Sym("?buffer")
+		}
 		e.p.Expect(z, shape)
 	}
 	return nil
@@ -239,8 +245,9 @@ func (c *core) reorderQueries() error {
 		}
 	}
 	for _, s := range c.b.PerHead {
-		x := c.e.p.Op("Gather", s.Value.Name+"/reordered", []*graph.Value{s.Value, c.e.p.Ints(s.Value.Name+"/order", ints(order)...)}, graph.IntAttr("axis", int64(s.Axis)))
-		c.e.p.SetInput(s.Node, s.Input, x)
+		now := c.e.input(s.Node, s.Input)
+		x := c.e.p.Op("Gather", s.Value.Name+"/reordered", []*graph.Value{now, c.e.p.Ints(s.Value.Name+"/order", ints(order)...)}, graph.IntAttr("axis", int64(s.Axis)))
+		c.e.setInput(s.Node, s.Input, x)
 	}
 	c.order = order
 	return nil

@@ -13,8 +13,10 @@ import (
 // another way (head by head, say), every path gets a projection of its own.
 func (e *editor) packed(changes []change) error {
 	proj := changes[0].path.Projection
-	if plan, ok := e.repack(proj, changes); ok {
-		return plan()
+	if !slices.ContainsFunc(changes, func(c change) bool { return c.path.Direct }) {
+		if plan, ok := e.repack(proj, changes); ok {
+			return plan()
+		}
 	}
 	for _, c := range changes {
 		if err := e.unpack(c); err != nil {
@@ -322,8 +324,10 @@ func (e *editor) correctTotal(n *graph.Node, w *graph.Value, axis, was, is int) 
 	e.shapes[n] = true
 	delta := make([]int64, size)
 	delta[at] = int64(was - is)
-	v := e.p.Op("Add", n.Out[0].Name+"/original", []*graph.Value{n.Out[0], e.p.Ints(n.Out[0].Name+"/delta", delta...)})
-	e.p.Replace(n.Out[0], v, v.Producer)
+	e.correct(n.Out[0], func(now *graph.Value) (*graph.Value, []*graph.Node) {
+		v := e.p.Op("Add", n.Out[0].Name+"/original", []*graph.Value{now, e.p.Ints(n.Out[0].Name+"/delta", delta...)})
+		return v, []*graph.Node{v.Producer}
+	})
 }
 
 // unpack gives a path of an interleaved projection its own: the nodes up to the path's entry are made again with the
@@ -342,7 +346,7 @@ func (e *editor) unpack(c change) error {
 	}
 	// The chain from the projection to the entry.
 	var chain []*graph.Node
-	for v := c.path.Entry; v != proj.Output; {
+	for v := c.path.Entry; v != proj.Output && !c.path.Direct; {
 		n := v.Producer
 		chain = append(chain, n)
 		var next *graph.Value
@@ -395,6 +399,11 @@ func (e *editor) unpack(c change) error {
 	}
 	cur := e.p.Node(proj.Node.OpType, proj.Node.Domain, proj.Node.Name, 1, in, proj.Node.Proto.Attribute...)[0]
 
+	if c.path.Direct {
+		if cur, err = e.direct(c, cur, biases); err != nil {
+			return fail(proj.Node, err.Error())
+		}
+	}
 	// sizes follows the shape of the new wire: what is left of the columns on each axis of the old one.
 	from := proj.Output
 	for _, n := range chain {

@@ -21,6 +21,7 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 		}
 		taken[past.Name], taken[present.Name] = true, true
 		s.Caches = append(s.Caches, CachePair{past.Name, present.Name, axis, grows})
+		s.buffers[past.Name] = isBuffer(past, present, axis)
 	}
 	for _, out := range g.Outputs {
 		past, axis, grows := extends(out)
@@ -58,6 +59,19 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 		place[in.Name] = i
 	}
 	slices.SortFunc(s.Caches, func(a, b CachePair) int { return place[a.Past] - place[b.Past] })
+}
+
+// isBuffer reports whether past and present are one buffer that the model writes into: both declare the same symbol for
+// their positions.
+func isBuffer(past, present *graph.Value, axis int) bool {
+	dim := func(v *graph.Value) string {
+		dims := v.Info.GetType().GetTensorType().GetShape().GetDim()
+		if axis < 0 || axis >= len(dims) {
+			return ""
+		}
+		return dims[axis].GetDimParam()
+	}
+	return dim(past) == rewrite.CacheLength && dim(present) == rewrite.CacheLength
 }
 
 // Words that mark the two ends of a cache, longest first.

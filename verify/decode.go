@@ -109,7 +109,7 @@ func (d *Decoder) Step(ctx context.Context, tokens [][]int64, real [][]bool) (ma
 	if err != nil {
 		return nil, fmt.Errorf("model %q: %w", d.model.Path, err)
 	}
-	out, err := d.model.session.Run(ctx, in)
+	out, err := d.model.run(ctx, in)
 	if err != nil {
 		return nil, &refusal{err}
 	}

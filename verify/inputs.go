@@ -242,6 +242,7 @@ var makers = map[Role]maker{
 	MaskOnes:  makeMask,
 	MaskHides: makeHidingMask,
 	Positions: makePositions,
+	Places:    makePlaces,
 	Numbers:   makeNormal,
 	PastCache: makeNormal,
 	Segments:  all(func(batch, []int64) int { return 0 }),
@@ -353,6 +354,15 @@ func makeMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]f
 				out[i*width+j] = 0
 			}
 		}
+	}
+	return out, nil
+}
+
+// makePlaces counts the positions of a buffer that a step writes.
+func makePlaces(_ *Signature, _ Input, b batch, shape []int64, _ *rand.Rand) ([]float64, error) {
+	out := fill(shape, 0)
+	for i := range out {
+		out[i] = float64(b.Past + i)
 	}
 	return out, nil
 }

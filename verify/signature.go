@@ -8,6 +8,7 @@ import (
 
 	"onnx-dha/graph"
 	"onnx-dha/graph/onnxpb"
+	"onnx-dha/rewrite"
 )
 
 // Signature is what a model's inputs and outputs mean, as far as names, types, symbolic dimensions and the graph
@@ -25,6 +26,7 @@ type Signature struct {
 	quantity map[string]Quantity // what each symbol counts
 	multiple map[string]int64    // of the batch that a symbol stands for, where it is not 1
 	fixed    map[Quantity]int    // sizes that the model does not leave open
+	buffers  map[string]bool     // pasts that are one buffer with their presents, of which the first positions are filled
 	// lengths is set when an operator of the model counts the tokens of a mask and takes them for the first positions, so
 	// that padding in front of a sequence means nothing to it.
 	lengths bool
@@ -58,6 +60,7 @@ const (
 	MaskOnes  Role = "mask"        // 1 for a token, 0 for padding
 	MaskHides Role = "hiding mask" // true for padding, as torch's key_padding_mask
 	Positions Role = "positions"   // counted from the past on, padding not counted
+	Places    Role = "places"      // in the buffers of a cache: counted from the past on
 	Segments  Role = "segments"    // zeros
 	PastCache Role = "cache"       // keys or values of earlier steps
 	PastLen   Role = "past length" // how many positions are cached
@@ -94,6 +97,7 @@ var roleRows = []roleRow{
 	{HasPast, isBool, []string{"use_cache", "has_past"}},
 	{MaskHides, isBool, []string{"padding_mask"}},
 	{MaskOnes, isReal, []string{"mask"}},
+	{Places, isInt, []string{rewrite.CachePosition}},
 	{Positions, isInt, []string{"position"}},
 	{Segments, isInt, []string{"token_type", "segment"}},
 	{LastPos, isInt, []string{"seqlens_k"}},
@@ -120,7 +124,7 @@ func isReal(t onnxpb.TensorProto_DataType) bool { return isInt(t) || isFloat(t) 
 
 // Describe reads a model's signature.
 func Describe(m *graph.Model) (*Signature, error) {
-	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, Precision: onnxpb.TensorProto_FLOAT}
+	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, buffers: map[string]bool{}, Precision: onnxpb.TensorProto_FLOAT}
 	for _, v := range m.Graph.Inputs {
 		if v.Init != nil {
 			continue // a weight that callers may override, or an old file's habit
@@ -397,7 +401,7 @@ func (s *Signature) countDims() {
 		}
 	}
 	// Roles whose axes are certain come first: a symbol means the same wherever it stands.
-	order := []Role{TokenIDs, PastCache, Positions, Segments, MaskOnes, MaskHides, Numbers, Flags, Integers, LastPos}
+	order := []Role{TokenIDs, PastCache, Positions, Places, Segments, MaskOnes, MaskHides, Numbers, Flags, Integers, LastPos}
 	for _, role := range order {
 		for _, in := range s.Inputs {
 			if in.Role != role {
@@ -444,7 +448,7 @@ func (s *Signature) axisQuantity(in Input, axis int) Quantity {
 		length = Encoder
 	}
 	switch in.Role {
-	case TokenIDs, Positions, Segments:
+	case TokenIDs, Positions, Places, Segments:
 		if axis == rank-1 {
 			return length
 		}

@@ -19,7 +19,7 @@ import (
 var placements = map[string]string{"keep": "", "inline": "inline", "file": "file", "share": "share"}
 
 func init() {
-	choices["lowering"] = []string{"auto", "grouped", "expand"}
+	choices["lowering"] = []string{"auto", "grouped", "static-cache", "expand"}
 	choices["weights"] = []string{"keep", "inline", "file", "share"}
 }
 
@@ -32,7 +32,7 @@ func rewriteCommand() *cli.Command {
 			"written to; the output appears under its name only when it is complete.",
 		Flags: common("write the model to `FILE` (default: MODEL with .dha.onnx in place of .onnx)",
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "the configuration, a dha.yaml `FILE`", TakesFile: true},
-			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped or expand", DefaultText: "the configuration's"},
+			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped, static-cache or expand", DefaultText: "the configuration's"},
 			&cli.StringFlag{Name: "weights", Value: "keep", Usage: "`WHERE` weights go: keep (as in the original), inline, file (one data file), share (only new ones are written)"},
 			&cli.BoolFlag{Name: "force", Usage: "rewrite a model that is not the one the configuration was made for"}),
 		Action: runRewrite,
