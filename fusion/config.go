@@ -92,13 +92,23 @@ type Metric struct {
 var Metrics = []Metric{
 	{"kl", true, 0, unbounded},
 	{"kl_max", true, 0, unbounded},
+	{"js", true, 0, unbounded},
 	{"top1", false, 0, 1},
 	{"top5", false, 0, 1},
+	{"top10", false, 0, 1},
+	{"ppl", true, 0, unbounded},
+	{"ppl_ratio", true, 0, unbounded},
+	{"exact_match", false, 0, 1},
+	{"agreed_tokens", false, 0, unbounded},
 	{"cosine", false, -1, 1},
 	{"sqnr_db", false, -unbounded, unbounded},
+	{"psnr_db", false, -unbounded, unbounded},
 	{"max_abs", true, 0, unbounded},
 	{"max_rel", true, 0, unbounded},
 	{"mean_abs", true, 0, unbounded},
+	{"mean_rel", true, 0, unbounded},
+	{"p99_abs", true, 0, unbounded},
+	{"p99_rel", true, 0, unbounded},
 }
 
 const unbounded = math.MaxFloat64

@@ -123,7 +123,7 @@ var refused = []struct{ name, yaml, want string }{
 	{"weight infinite", "version: 1\nlayers: [{block: a, key: {groups: [[0]], weights: [[-.inf]]}}]\n", `dha.yaml:2:53: entry of weights is -.inf; want a finite number`},
 	{"weight too large", "version: 1\nlayers: [{block: a, key: {groups: [[0]], weights: [[1e39]]}}]\n", `dha.yaml:2:53: key: weight 1e+39 of head 0; want a finite number`},
 	{"weights zero", "version: 1\nlayers: [{block: a, key: {groups: [[0, 1]], weights: [[0, 0.0]]}}]\n", `dha.yaml:2:55: key: the weights of group 0 are all zero; its fused head would be nothing`},
-	{"verify as list", "version: 1\nverify: [1]\n", `dha.yaml:2:9: verify is a list; want the keys kl, kl_max, top1, top5, cosine, sqnr_db, max_abs, max_rel, mean_abs`},
+	{"verify as list", "version: 1\nverify: [1]\n", `dha.yaml:2:9: verify is a list; want the keys kl, kl_max, js, top1, top5, top10, ppl, ppl_ratio, exact_match, agreed_tokens, cosine, sqnr_db, psnr_db, max_abs, max_rel, mean_abs, mean_rel, p99_abs, p99_rel`},
 	{"verify key", "version: 1\nverify: {top: 1}\n", `dha.yaml:2:10: unknown key "top" in verify`},
 	{"verify negative", "version: 1\nverify: {kl: -1}\n", `dha.yaml:2:14: verify.kl is -1; want 0 or more`},
 	{"verify beyond", "version: 1\nverify:\n  top1: 97\n", `dha.yaml:3:9: verify.top1 is 97; want between 0 and 1`},

@@ -33,7 +33,7 @@ func TestSchema(t *testing.T) {
 		strings.Replace(example, "-1e-3", "-0.001", 1), // decodeAny does not know exponents without a point
 		"version: 1\n",
 		"version: 1\nlayers: []\n",
-		"version: 1\nlayers: [{block: a, value: {groups: [[0]], weights: [[-2]]}}]\nverify: {kl: 1, top1: 0.5, top5: 1, cosine: -1, sqnr_db: -3, kl_max: 7, max_abs: 0, max_rel: 0.1, mean_abs: 1}\n",
+		"version: 1\nlayers: [{block: a, value: {groups: [[0]], weights: [[-2]]}}]\nverify: {kl: 1, top1: 0.5, top5: 1, cosine: -1, sqnr_db: -3, kl_max: 7, max_abs: 0, max_rel: 0.1, mean_abs: 1, js: 0.1, top10: 1, ppl: 40, ppl_ratio: 1.05, exact_match: 0.5, agreed_tokens: 12, psnr_db: 30, mean_rel: 0.1, p99_abs: 1, p99_rel: 0.1}\n",
 	} {
 		if _, err := Parse("dha.yaml", []byte(good)); err != nil {
 			t.Errorf("Parse: %v in\n%s", err, good)

@@ -7,22 +7,41 @@ import (
 	"slices"
 
 	"onnx-dha/graph/onnxpb"
-	"onnx-dha/ort"
 )
 
 // Metrics says how far a tensor is from a reference. Elements that are NaN or the same infinity in both are counted in
-// LeftOut and in nothing else, those that are not finite in one alone in NonFinite.
+// LeftOut and in nothing else, those that are not finite in one alone in NonFinite. Relative errors are against the
+// largest magnitude of the reference tensor that the element is of: an element's own magnitude may be near zero by
+// chance, and an error there harms nobody.
 type Metrics struct {
 	Elements  int64 // compared
 	NonFinite int64
 	LeftOut   int64
-	Scale     float64 // max |ref|
-	MaxAbs    float64 // max |ref - got|
-	MaxRel    float64 // max |ref - got| / max |ref|, the worst of the steps when several were added
-	MeanAbs   float64 // mean |ref - got|
-	Cosine    float64 // ref·got / (|ref| |got|)
-	SQNR      float64 // signal to quantisation noise ratio in dB, 10 log10(|ref|² / |ref - got|²)
-	Logits    *LogitMetrics
+	// Bad is the first element that is not finite in one alone, nil when there is none.
+	Bad     *Place
+	Scale   float64 // max |ref|
+	MaxAbs  float64 // max |ref - got|
+	MeanAbs float64 // mean |ref - got|
+	P99Abs  float64 // what 99 % of |ref - got| do not exceed, up to 1/16 more than that
+	MaxRel  float64 // the same of |ref - got| / max |ref|, each tensor that was added by its own scale
+	MeanRel float64
+	P99Rel  float64
+	Cosine  float64 // ref·got / (|ref| |got|)
+	SQNR    float64 // signal to quantisation noise ratio in dB, 10 log10(|ref|² / |ref - got|²)
+	PSNR    float64 // peak signal to noise ratio in dB, 10 log10(n max|ref|² / |ref - got|²)
+
+	// What else there is depends on what is compared; nil otherwise.
+	Logits     *LogitMetrics
+	Text       *TextMetrics
+	Generation *GenerationMetrics
+}
+
+// Place is one element of a comparison.
+type Place struct {
+	Step      int     // of a decode, counted from 0
+	Index     []int64 // in the tensor
+	Reference float64
+	Got       float64
 }
 
 // LogitMetrics compares the next-token distributions p = softmax(ref) and q = softmax(got) of all positions.
@@ -30,16 +49,57 @@ type LogitMetrics struct {
 	Positions int64
 	KL        float64 // mean of KL(p‖q) = Σ p ln(p/q), in nats
 	KLMax     float64 // over the positions
+	JS        float64 // mean of the Jensen-Shannon divergence ½ KL(p‖m) + ½ KL(q‖m), m = ½ (p + q), in nats (Lin 1991)
 	Top1      float64 // share of positions with the same most likely token
 	Top5      float64 // mean share of p's five most likely tokens that are among q's five
+	Top10     float64
 }
 
-// metric is one number of Metrics: its name in limits and JSON, its name for people, whether less of it is worse,
-// whether it is of distributions, and whether tables have a column for it.
+// TextMetrics compares how well two models predict a text.
+type TextMetrics struct {
+	Tokens     int     // that were predicted
+	Perplexity float64 // of the rewritten model: e to its mean -ln p(token | tokens before)
+	Original   float64 // of the original
+	Ratio      float64 // Perplexity / Original
+}
+
+// GenerationMetrics compares greedy continuations of the same prompts.
+type GenerationMetrics struct {
+	Sequences int
+	Tokens    int     // asked for in each
+	Exact     float64 // share of the sequences that are the same to the end
+	Agreed    float64 // the least number of tokens before the two part
+}
+
+// scope is what a metric is of, which decides what it can be measured on.
+type scope int
+
+const (
+	ofElements   scope = iota // any two tensors
+	ofLogits                  // scores of tokens
+	ofText                    // a text with a tokenizer
+	ofGeneration              // greedy continuations
+)
+
+// measured says where the metrics of a scope come from.
+func (s scope) measured(m Metrics) bool {
+	switch s {
+	case ofLogits:
+		return m.Logits != nil
+	case ofText:
+		return m.Text != nil
+	case ofGeneration:
+		return m.Generation != nil
+	}
+	return m.Elements+m.NonFinite+m.LeftOut > 0 || m.Text == nil && m.Generation == nil
+}
+
+// metric is one number of Metrics: its name in limits and JSON, its name for people, whether less of it is worse, what it
+// is measured on, and whether tables have a column for it.
 type metric struct {
 	name, heading string
 	lessIsWorse   bool
-	logits        bool
+	scope         scope
 	column        bool
 	format        string
 	get           func(Metrics) float64
@@ -47,21 +107,40 @@ type metric struct {
 
 // metrics lists what can be limited and printed, in the order of the columns.
 var metrics = []metric{
-	{"max_abs", "max abs", false, false, true, "%.2e", func(m Metrics) float64 { return m.MaxAbs }},
-	{"max_rel", "max rel", false, false, true, "%.2e", func(m Metrics) float64 { return m.MaxRel }},
-	{"mean_abs", "mean abs", false, false, true, "%.2e", func(m Metrics) float64 { return m.MeanAbs }},
-	{"cosine", "cosine", true, false, true, "%.6f", func(m Metrics) float64 { return m.Cosine }},
-	{"sqnr_db", "SQNR dB", true, false, true, "%.1f", func(m Metrics) float64 { return m.SQNR }},
-	{"kl", "KL nats", false, true, true, "%.2e", func(m Metrics) float64 { return m.Logits.KL }},
-	{"kl_max", "KL max", false, true, false, "%.2e", func(m Metrics) float64 { return m.Logits.KLMax }},
-	{"top1", "top-1", true, true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top1 }},
-	{"top5", "top-5", true, true, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top5 }},
+	{"max_abs", "max abs", false, ofElements, true, "%.2e", func(m Metrics) float64 { return m.MaxAbs }},
+	{"max_rel", "max rel", false, ofElements, true, "%.2e", func(m Metrics) float64 { return m.MaxRel }},
+	{"mean_abs", "mean abs", false, ofElements, true, "%.2e", func(m Metrics) float64 { return m.MeanAbs }},
+	{"mean_rel", "mean rel", false, ofElements, false, "%.2e", func(m Metrics) float64 { return m.MeanRel }},
+	{"p99_abs", "p99 abs", false, ofElements, false, "%.2e", func(m Metrics) float64 { return m.P99Abs }},
+	{"p99_rel", "p99 rel", false, ofElements, false, "%.2e", func(m Metrics) float64 { return m.P99Rel }},
+	{"cosine", "cosine", true, ofElements, true, "%.6f", func(m Metrics) float64 { return m.Cosine }},
+	{"sqnr_db", "SQNR dB", true, ofElements, true, "%.1f", func(m Metrics) float64 { return m.SQNR }},
+	{"psnr_db", "PSNR dB", true, ofElements, false, "%.1f", func(m Metrics) float64 { return m.PSNR }},
+	{"kl", "KL nats", false, ofLogits, true, "%.2e", func(m Metrics) float64 { return m.Logits.KL }},
+	{"kl_max", "KL max", false, ofLogits, false, "%.2e", func(m Metrics) float64 { return m.Logits.KLMax }},
+	{"js", "JS nats", false, ofLogits, false, "%.2e", func(m Metrics) float64 { return m.Logits.JS }},
+	{"top1", "top-1", true, ofLogits, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top1 }},
+	{"top5", "top-5", true, ofLogits, true, "%.3f", func(m Metrics) float64 { return m.Logits.Top5 }},
+	{"top10", "top-10", true, ofLogits, false, "%.3f", func(m Metrics) float64 { return m.Logits.Top10 }},
+	{"ppl", "perplexity", false, ofText, false, "%.4f", func(m Metrics) float64 { return m.Text.Perplexity }},
+	{"ppl_ratio", "perplexity ratio", false, ofText, false, "%.4f", func(m Metrics) float64 { return m.Text.Ratio }},
+	{"exact_match", "exact match", true, ofGeneration, false, "%.3f", func(m Metrics) float64 { return m.Generation.Exact }},
+	{"agreed_tokens", "agreed tokens", true, ofGeneration, false, "%.0f", func(m Metrics) float64 { return m.Generation.Agreed }},
+}
+
+// MetricNames lists the metrics by their names in limits, flags and JSON.
+func MetricNames() []string {
+	var names []string
+	for _, m := range metrics {
+		names = append(names, m.name)
+	}
+	return names
 }
 
 // Value returns a metric by its name in limits and JSON; false when there is none or it does not apply.
 func (m Metrics) Value(name string) (float64, bool) {
 	for _, row := range metrics {
-		if row.name == name && (!row.logits || m.Logits != nil) {
+		if row.name == name && row.scope.measured(m) {
 			return row.get(m), true
 		}
 	}
@@ -70,9 +149,21 @@ func (m Metrics) Value(name string) (float64, bool) {
 
 // MarshalJSON writes the metrics under their names in limits. Numbers that JSON has not are strings: "+Inf", "NaN".
 func (m Metrics) MarshalJSON() ([]byte, error) {
-	out := map[string]any{"elements": m.Elements, "non_finite": m.NonFinite, "left_out": m.LeftOut, "scale": number(m.Scale)}
+	out := map[string]any{}
+	if ofElements.measured(m) {
+		out["elements"], out["non_finite"], out["left_out"], out["scale"] = m.Elements, m.NonFinite, m.LeftOut, number(m.Scale)
+	}
+	if m.Bad != nil {
+		out["first_non_finite"] = m.Bad
+	}
 	if m.Logits != nil {
 		out["positions"] = m.Logits.Positions
+	}
+	if m.Text != nil {
+		out["tokens"], out["original_ppl"] = m.Text.Tokens, number(m.Text.Original)
+	}
+	if m.Generation != nil {
+		out["sequences"], out["tokens"] = m.Generation.Sequences, m.Generation.Tokens
 	}
 	for _, row := range metrics {
 		if x, ok := m.Value(row.name); ok {
@@ -80,6 +171,11 @@ func (m Metrics) MarshalJSON() ([]byte, error) {
 		}
 	}
 	return json.Marshal(out)
+}
+
+// MarshalJSON writes what the two models have there; numbers that JSON has not are strings.
+func (p *Place) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{"step": p.Step, "index": p.Index, "reference": number(p.Reference), "got": number(p.Got)})
 }
 
 // number is a float that JSON can hold.
@@ -90,190 +186,25 @@ func number(x float64) any {
 	return x
 }
 
-// Meter accumulates Metrics over several tensors: steps of a decode, cases, windows of a text.
-type Meter struct {
-	// Logits makes the last axis a vocabulary.
-	Logits bool
-
-	elements, nonFinite, leftOut  int64
-	scale, maxAbs, maxRel, sumAbs float64
-	dot, ref2, got2, err2         float64
-	positions                     int64
-	kl, klMax, top1, top5         float64
-	adds, worstAdd                int
-}
-
-// Add compares got with ref. keep, when not nil, says for [batch, sequence] which positions of tensors that begin with
-// these axes count (padding does not). Different shapes or types are an error.
-func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
-	if ref.DType != got.DType || !slices.Equal(ref.Shape, got.Shape) {
-		return fmt.Errorf("it is %v, want %v", got, ref)
-	}
-	a, err := ref.Float64s()
-	if err != nil {
-		return err
-	}
-	b, err := got.Float64s()
-	if err != nil {
-		return err
-	}
-	row := len(a) // elements that are kept or left out together
-	if keep != nil && len(ref.Shape) >= 2 && int(ref.Shape[0]) == len(keep) && int(ref.Shape[1]) == len(keep[0]) && len(a) > 0 {
-		row = len(a) / (len(keep) * len(keep[0]))
-	} else {
-		keep = nil
-	}
-	width := row
-	if m.Logits && len(ref.Shape) > 0 {
-		width = int(ref.Shape[len(ref.Shape)-1])
-	}
-	var scale, worst float64
-	for at := 0; at < len(a); at += row {
-		if keep != nil {
-			i := at / row
-			if !keep[i/len(keep[0])][i%len(keep[0])] {
-				continue
-			}
-		}
-		s, w := m.elementwise(a[at:at+row], b[at:at+row])
-		scale, worst = max(scale, s), max(worst, w)
-		if m.Logits {
-			for p := at; p < at+row; p += width {
-				m.distributions(a[p:p+width], b[p:p+width])
-			}
-		}
-	}
-	m.scale, m.maxAbs = max(m.scale, scale), max(m.maxAbs, worst)
-	rel := 0.0
-	if worst > 0 {
-		rel = worst / scale // +Inf when the reference is all zero
-	}
-	if rel > m.maxRel {
-		m.maxRel, m.worstAdd = rel, m.adds
-	}
-	m.adds++
-	return nil
-}
-
-// elementwise adds to the sums over elements and returns max |ref| and max |ref - got|.
-func (m *Meter) elementwise(ref, got []float64) (scale, worst float64) {
-	for i, r := range ref {
-		g := got[i]
-		if !finite(r) || !finite(g) {
-			if r == g || math.IsNaN(r) && math.IsNaN(g) {
-				m.leftOut++
-			} else {
-				m.nonFinite++
-			}
-			continue
-		}
-		d := math.Abs(r - g)
-		scale, worst = max(scale, math.Abs(r)), max(worst, d)
-		m.elements++
-		m.sumAbs += d
-		m.dot += r * g
-		m.ref2 += r * r
-		m.got2 += g * g
-		m.err2 += d * d
-	}
-	return scale, worst
-}
-
-// distributions adds one position of logits.
-func (m *Meter) distributions(ref, got []float64) {
-	if slices.ContainsFunc(ref, math.IsNaN) || slices.ContainsFunc(got, math.IsNaN) || len(ref) == 0 {
-		return // counted among the elements
-	}
-	lp, lq := logSoftmax(ref), logSoftmax(got)
-	kl := 0.0
-	for i, p := range lp {
-		if w := math.Exp(p); w > 0 { // 0·ln 0 is 0
-			kl += w * (p - lq[i])
-		}
-	}
-	kl = max(kl, 0) // rounding can leave a tiny negative sum for equal distributions
-	k := min(5, len(ref))
-	a, b := largest(ref, k), largest(got, k)
-	common := 0
-	for _, t := range a {
-		if slices.Contains(b, t) {
-			common++
-		}
-	}
-	m.positions++
-	m.kl += kl
-	m.klMax = max(m.klMax, kl)
-	if a[0] == b[0] {
-		m.top1++
-	}
-	m.top5 += float64(common) / float64(k)
-}
-
-// Merge adds all that another meter has seen.
-func (m *Meter) Merge(o *Meter) {
-	if o.maxRel > m.maxRel {
-		m.maxRel, m.worstAdd = o.maxRel, m.adds+o.worstAdd
-	}
-	m.adds += o.adds
-	m.scale, m.maxAbs, m.klMax = max(m.scale, o.scale), max(m.maxAbs, o.maxAbs), max(m.klMax, o.klMax)
-	for _, sum := range []struct {
-		to   *float64
-		from float64
-	}{
-		{&m.sumAbs, o.sumAbs}, {&m.dot, o.dot}, {&m.ref2, o.ref2}, {&m.got2, o.got2}, {&m.err2, o.err2},
-		{&m.kl, o.kl}, {&m.top1, o.top1}, {&m.top5, o.top5},
-	} {
-		*sum.to += sum.from
-	}
-	m.elements += o.elements
-	m.nonFinite += o.nonFinite
-	m.leftOut += o.leftOut
-	m.positions += o.positions
-}
-
-// Metrics returns what has been added so far.
-func (m *Meter) Metrics() Metrics {
-	out := Metrics{
-		Elements: m.elements, NonFinite: m.nonFinite, LeftOut: m.leftOut, Scale: m.scale,
-		MaxAbs: m.maxAbs, MaxRel: m.maxRel, Cosine: 1, SQNR: math.Inf(1),
-	}
-	if m.elements > 0 {
-		out.MeanAbs = m.sumAbs / float64(m.elements)
-	}
-	switch {
-	case m.ref2 > 0 && m.got2 > 0:
-		out.Cosine = min(1, m.dot/math.Sqrt(m.ref2)/math.Sqrt(m.got2))
-	case m.ref2 != m.got2:
-		out.Cosine = 0 // one is zero, the other is not
-	}
-	if m.err2 > 0 {
-		out.SQNR = 10 * math.Log10(m.ref2/m.err2)
-	}
-	if m.Logits {
-		n := max(float64(m.positions), 1)
-		out.Logits = &LogitMetrics{Positions: m.positions, KL: m.kl / n, KLMax: m.klMax, Top1: m.top1 / n, Top5: m.top5 / n}
-	}
-	return out
-}
-
-// WorstAdd returns which call of Add, counted from 0, had the largest relative error.
-func (m *Meter) WorstAdd() int { return m.worstAdd }
-
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
 
 // logSoftmax returns x - ln Σ exp x, shifted by the maximum so that nothing overflows.
 func logSoftmax(x []float64) []float64 {
+	out := make([]float64, len(x))
+	logSoftmaxInto(out, x)
+	return out
+}
+
+func logSoftmaxInto(out, x []float64) {
 	top := slices.Max(x)
 	sum := 0.0
 	for _, v := range x {
 		sum += math.Exp(v - top)
 	}
 	lse := top + math.Log(sum)
-	out := make([]float64, len(x))
 	for i, v := range x {
 		out[i] = v - lse
 	}
-	return out
 }
 
 // largest returns the indices of the k largest elements, largest first, the lower index first among equals.
@@ -281,13 +212,14 @@ func largest(x []float64, k int) []int {
 	out := make([]int, 0, k+1)
 	for i, v := range x {
 		at := len(out)
+		if at == k && !(v > x[out[at-1]]) {
+			continue
+		}
 		for at > 0 && v > x[out[at-1]] {
 			at--
 		}
-		if at < k {
-			out = slices.Insert(out, at, i)
-			out = out[:min(len(out), k)]
-		}
+		out = slices.Insert(out, at, i)
+		out = out[:min(len(out), k)]
 	}
 	return out
 }

@@ -39,7 +39,7 @@ func naive(ref, got []float64) map[string]float64 {
 		out["max_abs"] = math.Max(out["max_abs"], math.Abs(ref[i]-got[i]))
 		out["mean_abs"] += math.Abs(ref[i]-got[i]) / n
 	}
-	out["max_rel"] = out["max_abs"] / top
+	out["max_rel"], out["mean_rel"] = out["max_abs"]/top, out["mean_abs"]/top
 	norm := func(x []float64) float64 {
 		s := 0.0
 		for _, v := range x {
@@ -54,6 +54,7 @@ func naive(ref, got []float64) map[string]float64 {
 	}
 	out["cosine"] = dot / (norm(ref) * norm(got))
 	out["sqnr_db"] = 20 * math.Log10(norm(ref)/norm(diff))
+	out["psnr_db"] = 20*math.Log10(top) - 10*math.Log10(norm(diff)*norm(diff)/n)
 	return out
 }
 
@@ -93,6 +94,8 @@ func naiveLogits(ref, got []float64, width int) map[string]float64 {
 		kl := 0.0
 		for i := range p {
 			kl += p[i] * math.Log(p[i]/q[i])
+			m := (p[i] + q[i]) / 2
+			out["js"] += (p[i]*math.Log(p[i]/m) + q[i]*math.Log(q[i]/m)) / 2 / positions
 		}
 		out["kl"] += kl / positions
 		out["kl_max"] = math.Max(out["kl_max"], kl)
@@ -100,9 +103,12 @@ func naiveLogits(ref, got []float64, width int) map[string]float64 {
 		if a[0] == b[0] {
 			out["top1"] += 1 / positions
 		}
-		for _, i := range a[:5] {
-			if slices.Contains(b[:5], i) {
-				out["top5"] += 0.2 / positions
+		for name, k := range map[string]int{"top5": 5, "top10": 10} {
+			k = min(k, width)
+			for _, i := range a[:k] {
+				if slices.Contains(b[:k], i) {
+					out[name] += 1 / float64(k) / positions
+				}
 			}
 		}
 	}
@@ -111,7 +117,7 @@ func naiveLogits(ref, got []float64, width int) map[string]float64 {
 
 func TestMetricsAgainstDefinitions(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	const positions, width = 12, 9
+	const positions, width = 12, 13
 	ref, got := make([]float64, positions*width), make([]float64, positions*width)
 	for i := range ref {
 		ref[i] = 3 * r.NormFloat64()
@@ -122,8 +128,12 @@ func TestMetricsAgainstDefinitions(t *testing.T) {
 	for k, v := range naiveLogits(ref, got, width) {
 		want[k] = v
 	}
-	if len(want) != len(metrics) {
-		t.Errorf("%d metrics are checked, there are %d", len(want), len(metrics))
+	for _, row := range metrics {
+		_, checked := want[row.name]
+		quantile := strings.HasPrefix(row.name, "p99") // see TestQuantiles
+		if here := row.scope == ofElements || row.scope == ofLogits; here && !quantile && !checked {
+			t.Errorf("%s is not checked", row.name)
+		}
 	}
 	for name, w := range want {
 		if g, ok := m.Value(name); !ok || !near(g, w) {
@@ -132,6 +142,48 @@ func TestMetricsAgainstDefinitions(t *testing.T) {
 	}
 	if w := naive(ref, ref)["max_abs"]; w != 0 || m.Elements != positions*width || m.Logits.Positions != positions {
 		t.Errorf("%d elements and %d positions", m.Elements, m.Logits.Positions)
+	}
+}
+
+// A quantile is the number that sorting finds, or up to a sixteenth more; a histogram counts what comparing does.
+func TestQuantiles(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 9))
+	for _, n := range []int{1, 2, 99, 100, 101, 5000} {
+		ref, got, d := make([]float64, n), make([]float64, n), make([]float64, n)
+		for i := range ref {
+			ref[i] = r.NormFloat64()
+			if i%3 > 0 {
+				d[i] = math.Exp(4 * r.NormFloat64())
+			}
+			got[i] = ref[i] + d[i]
+			d[i] = math.Abs(ref[i] - got[i])
+		}
+		m := Meter{}
+		if err := m.Add(tensor64(ref, int64(n)), tensor64(got, int64(n)), nil); err != nil {
+			t.Fatal(err)
+		}
+		h := m.abs.histogram()
+		slices.Sort(d)
+		want := d[(99*n+99)/100-1]
+		if p := m.Metrics().P99Abs; p < want || p > want*(1+1.0/16) {
+			t.Errorf("%d numbers: p99 %v, sorted %v", n, p, want)
+		}
+		counted := h.Zeros
+		for i, c := range h.Counts {
+			lo, hi := math.Ldexp(h.Low, i), math.Ldexp(h.Low, i+1)
+			for _, x := range d {
+				if x >= lo && x < hi {
+					c--
+				}
+			}
+			if c != 0 {
+				t.Errorf("%d numbers: bin %d is off by %d", n, i, c)
+			}
+			counted += h.Counts[i]
+		}
+		if counted != int64(n) {
+			t.Errorf("the histogram has %d of %d numbers", counted, n)
+		}
 	}
 }
 
@@ -195,6 +247,9 @@ func TestNonFiniteElementsFail(t *testing.T) {
 			if broken := loose.Judge(m); (len(broken) > 0) != c.fails {
 				t.Errorf("%s (logits %v): %q, want failure %v", c.name, logits, broken, c.fails)
 			}
+			if bad := m.Bad; (bad != nil) != (m.NonFinite > 0) || bad != nil && c.ref[bad.Index[1]] == c.got[bad.Index[1]] {
+				t.Errorf("%s: the place of it is %+v", c.name, bad)
+			}
 		}
 	}
 }
@@ -241,7 +296,7 @@ func TestMeterMerges(t *testing.T) {
 	left.Merge(&right)
 	a, b := whole.Metrics(), left.Metrics()
 	for _, row := range metrics {
-		if !near(row.get(a), row.get(b)) {
+		if row.scope.measured(a) && !near(row.get(a), row.get(b)) {
 			t.Errorf("%s: whole %v, in parts %v", row.name, row.get(a), row.get(b))
 		}
 	}

@@ -543,7 +543,7 @@ func (r *pairRun) fixedInputs(n int) (map[*Model]map[string]*ort.Tensor, error) 
 // report gathers what was found.
 func (r *pairRun) report() (*Report, error) {
 	rep := &Report{
-		Original: filepath.Base(r.Original), Rewritten: filepath.Base(r.Rewritten),
+		Schema: SchemaVersion, Original: filepath.Base(r.Original), Rewritten: filepath.Base(r.Rewritten), Inputs: "generated",
 		Runtime: ort.Version(), Provider: cmp.Or(r.Session.Provider, "cpu"), Seed: r.Seed, Notes: r.notes,
 	}
 	if r.exact != nil {
@@ -556,5 +556,6 @@ func (r *pairRun) report() (*Report, error) {
 	if len(rep.Drift.Lines) == 0 && (rep.Exact == nil || len(rep.Exact.Lines) == 0) {
 		return nil, fmt.Errorf("nothing could be compared: %s", cmp.Or(strings.Join(r.notes, "; "), "no case was given"))
 	}
+	rep.Judge()
 	return rep, nil
 }

@@ -371,12 +371,14 @@ func TestReportForPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got struct {
-		Original, Rewritten, Runtime, Provider string
-		Seed                                   *uint64
-		Passed                                 *bool
-		RewritePassed                          *bool `json:"rewrite_passed"`
-		DriftPassed                            *bool `json:"drift_passed"`
-		RewriteError, Drift                    *struct {
+		Schema                                         int
+		Original, Rewritten, Runtime, Provider, Inputs string
+		Gates                                          []map[string]any
+		Seed                                           *uint64
+		Passed                                         *bool
+		RewritePassed                                  *bool `json:"rewrite_passed"`
+		DriftPassed                                    *bool `json:"drift_passed"`
+		RewriteError, Drift                            *struct {
 			Reference string
 			Tolerance struct {
 				Name   string
@@ -390,6 +392,9 @@ func TestReportForPrograms(t *testing.T) {
 				Passed             *bool
 				Broken             []string
 				Metrics            map[string]any
+				PerStep            map[string][]any `json:"per_step"`
+				Histogram          map[string]any
+				Diverges           *int `json:"first_diverging_step"`
 			}
 		}
 	}

@@ -6,23 +6,38 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
-
-	"github.com/jedib0t/go-pretty/v6/table"
-	"github.com/jedib0t/go-pretty/v6/text"
 )
+
+// SchemaVersion is the version of the report's JSON form, which docs/report.schema.json describes. It counts up when a
+// field goes or changes its meaning; new fields leave it as it is.
+const SchemaVersion = 1
 
 // Report is what a comparison found. Its JSON field names are stable.
 type Report struct {
-	Original  string    `json:"original"`
-	Rewritten string    `json:"rewritten"`
-	Runtime   string    `json:"runtime"` // version of ONNX Runtime
-	Provider  string    `json:"provider"`
-	Seed      uint64    `json:"seed"`
-	Exact     *Section  `json:"rewrite_error,omitempty"` // against the tied reference; nil without one
-	Drift     *Section  `json:"drift"`                   // against the original
-	Text      *TextPair `json:"text,omitempty"`          // for information: it has no limits
-	Notes     []string  `json:"notes,omitempty"`         // what was left out, and why
+	Schema            int    `json:"schema"`
+	Original          string `json:"original"`
+	Rewritten         string `json:"rewritten"`
+	Runtime           string `json:"runtime"` // version of ONNX Runtime
+	Provider          string `json:"provider"`
+	ReferenceProvider string `json:"reference_provider,omitempty"` // where it is another than Provider
+	Seed              uint64 `json:"seed"`
+	Inputs            string `json:"inputs"` // where the inputs come from: "generated", or a source's name
+
+	Exact  *Section `json:"rewrite_error,omitempty"` // against the tied reference; nil without one
+	Drift  *Section `json:"drift"`                   // against the original
+	Golden *Section `json:"golden,omitempty"`        // against outputs that came with the inputs
+	// Gates are all limits, each with its worst value: which one is broken, by how much, where first.
+	Gates []Gate `json:"gates"`
+
+	Layers    *LayerReport      `json:"layers,omitempty"`    // drift by layer
+	Bisection *Bisection        `json:"bisection,omitempty"` // which layers to leave alone
+	Text      *TextPair         `json:"text,omitempty"`
+	Generated *GenerationPair   `json:"generated,omitempty"`
+	Blocks    []BlockSummary    `json:"blocks,omitempty"`    // what the rewrite changed
+	Placement []Placement       `json:"placement,omitempty"` // which provider runs which nodes
+	Providers []ProviderSection `json:"providers,omitempty"` // providers against one another
+	Notes     []string          `json:"notes,omitempty"`     // what was left out, and why
+	Timing    *Timing           `json:"timing,omitempty"`    // all that differs from run to run
 }
 
 // Section is the rewritten model against one reference.
@@ -40,10 +55,14 @@ type Line struct {
 	Kind   Kind   `json:"kind"`
 	Steps  int    `json:"steps"` // runs that were compared
 	// WorstStep is the run with the largest relative error, counted from 0 (the prefill of a decode).
-	WorstStep int      `json:"worst_step"`
-	Metrics   Metrics  `json:"metrics"`
-	Limits    int      `json:"limits"`           // how many limits the line is held to
-	Broken    []string `json:"broken,omitempty"` // why it fails; empty when it passes
+	WorstStep int `json:"worst_step"`
+	// Diverges is the first run with a position whose most likely token differs, nil when there is none.
+	Diverges  *int       `json:"first_diverging_step,omitempty"`
+	Metrics   Metrics    `json:"metrics"`
+	PerStep   []Metrics  `json:"-"` // of each run, when there are several
+	Histogram *Histogram `json:"histogram,omitempty"`
+	Limits    int        `json:"limits"`           // how many limits the line is held to
+	Broken    []string   `json:"broken,omitempty"` // why it fails; empty when it passes
 }
 
 // Kind is what an output is to the comparison.
@@ -51,10 +70,66 @@ type Kind string
 
 // Kinds of output.
 const (
-	LogitsOutput Kind = "logits"
-	CacheOutput  Kind = "cache"
-	OtherOutput  Kind = "output"
+	LogitsOutput     Kind = "logits"
+	CacheOutput      Kind = "cache"
+	OtherOutput      Kind = "output"
+	TextOutput       Kind = "text"       // the losses on a text
+	GenerationOutput Kind = "generation" // greedy continuations
 )
+
+// BlockSummary is what a rewrite made of one attention block.
+type BlockSummary struct {
+	Block    string  `json:"block"`
+	Lowering string  `json:"lowering"`
+	Heads    int     `json:"heads"` // query heads
+	Key      HeadMap `json:"key"`
+	Value    HeadMap `json:"value"`
+	// Bytes of cache per token.
+	CacheBefore int64 `json:"cache_bytes_before"`
+	CacheAfter  int64 `json:"cache_bytes_after"`
+}
+
+// HeadMap says which heads were fused, and how: new head g is Σ Weights[g][j] · head Groups[g][j].
+type HeadMap struct {
+	Before  int         `json:"before"`
+	After   int         `json:"after"`
+	Groups  [][]int     `json:"groups"`
+	Weights [][]float64 `json:"weights,omitempty"`
+	Learned bool        `json:"learned,omitempty"` // weights of their own take the place of the mix
+}
+
+// Placement says on which execution providers the nodes of a model run.
+type Placement struct {
+	Model    string         `json:"model"` // "original", "rewritten" or "tied reference"
+	Provider string         `json:"provider"`
+	Nodes    map[string]int `json:"nodes"` // by provider
+	// Fallback are nodes that the provider asked for does not run.
+	Fallback []PlacedNode `json:"fallback,omitempty"`
+}
+
+// PlacedNode is one node of an optimised graph.
+type PlacedNode struct {
+	Node     string `json:"node"`
+	Op       string `json:"op"`
+	Provider string `json:"provider"`
+}
+
+// ProviderSection is one model on a provider against the same model on another.
+type ProviderSection struct {
+	Model     string   `json:"model"` // "original" or "rewritten"
+	Provider  string   `json:"provider"`
+	Reference string   `json:"reference_provider"`
+	Result    *Section `json:"result,omitempty"`
+	// Unavailable says why the provider did not run; empty when it did.
+	Unavailable string `json:"unavailable,omitempty"`
+}
+
+// Timing says how long what took, in seconds. It is the one part of a report that differs between two runs.
+type Timing struct {
+	Load  map[string]float64 `json:"load_seconds"` // by model
+	Run   map[string]float64 `json:"run_seconds"`
+	Total float64            `json:"total_seconds"`
+}
 
 // Passed reports whether the line keeps its section's tolerance.
 func (l Line) Passed() bool { return len(l.Broken) == 0 }
@@ -86,30 +161,68 @@ func (s *Section) Passed() bool {
 // RewritePassed reports whether the rewrite is exact, as far as it was checked.
 func (r *Report) RewritePassed() bool { return r.Exact.Passed() }
 
-// DriftPassed reports whether the drift is within tolerance.
-func (r *Report) DriftPassed() bool { return r.Drift.Passed() }
+// DriftPassed reports whether the drift is within tolerance, from the original and from outputs that came with the inputs.
+func (r *Report) DriftPassed() bool { return r.Drift.Passed() && r.Golden.Passed() }
+
+// ProvidersPassed reports whether providers agree, as far as they were compared.
+func (r *Report) ProvidersPassed() bool {
+	for _, p := range r.Providers {
+		if !p.Result.Passed() {
+			return false
+		}
+	}
+	return true
+}
 
 // Passed reports whether everything passes.
-func (r *Report) Passed() bool { return r.RewritePassed() && r.DriftPassed() }
+func (r *Report) Passed() bool { return r.RewritePassed() && r.DriftPassed() && r.ProvidersPassed() }
 
 // MarshalJSON adds the verdicts.
 func (r *Report) MarshalJSON() ([]byte, error) {
 	type plain Report
 	return json.Marshal(struct {
-		Passed        bool `json:"passed"`
-		RewritePassed bool `json:"rewrite_passed"`
-		DriftPassed   bool `json:"drift_passed"`
+		Passed          bool  `json:"passed"`
+		RewritePassed   bool  `json:"rewrite_passed"`
+		DriftPassed     bool  `json:"drift_passed"`
+		ProvidersPassed *bool `json:"providers_passed,omitempty"`
 		*plain
-	}{r.Passed(), r.RewritePassed(), r.DriftPassed(), (*plain)(r)})
+	}{r.Passed(), r.RewritePassed(), r.DriftPassed(), r.comparedProviders(), (*plain)(r)})
 }
 
-// MarshalJSON adds the verdict.
+func (r *Report) comparedProviders() *bool {
+	if len(r.Providers) == 0 {
+		return nil
+	}
+	passed := r.ProvidersPassed()
+	return &passed
+}
+
+// stepColumns are the metrics of single runs that reports hold.
+var stepColumns = []string{"max_abs", "max_rel", "mean_rel", "cosine", "sqnr_db", "kl", "top1"}
+
+// MarshalJSON adds the verdict, and the metrics of each run as one list for each metric.
 func (l Line) MarshalJSON() ([]byte, error) {
 	type plain Line
 	return json.Marshal(struct {
 		plain
-		Passed bool `json:"passed"`
-	}{plain(l), l.Passed()})
+		PerStep map[string][]any `json:"per_step,omitempty"`
+		Passed  bool             `json:"passed"`
+	}{plain(l), stepLists(l.PerStep), l.Passed()})
+}
+
+func stepLists(steps []Metrics) map[string][]any {
+	if len(steps) == 0 {
+		return nil
+	}
+	out := map[string][]any{}
+	for _, name := range stepColumns {
+		for _, m := range steps {
+			if x, ok := m.Value(name); ok {
+				out[name] = append(out[name], number(x))
+			}
+		}
+	}
+	return out
 }
 
 // WriteJSON writes the report as indented JSON.
@@ -120,11 +233,35 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	return e.Encode(r)
 }
 
+// Err returns what a program that wants an error would say: nil when everything passes, ErrRewrite, ErrDrift and
+// ErrProviders, as many as apply, otherwise.
+func (r *Report) Err() error {
+	var errs []error
+	for _, c := range []struct {
+		passed bool
+		err    error
+	}{{r.RewritePassed(), ErrRewrite}, {r.DriftPassed(), ErrDrift}, {r.ProvidersPassed(), ErrProviders}} {
+		if !c.passed {
+			errs = append(errs, c.err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// The kinds of failure: the first is a bug in the rewrite, the second the price of the compression, the third a
+// difference between execution providers.
+var (
+	ErrRewrite   = errors.New("the rewritten model does not equal its tied reference")
+	ErrDrift     = errors.New("the drift from the original is beyond tolerance")
+	ErrProviders = errors.New("execution providers differ beyond tolerance")
+)
+
 // section gathers the lines of a comparison under way.
 type section struct {
 	reference *Model
 	tolerance Tolerance
 	lines     []*line
+	index     map[[2]string]*line
 }
 
 type line struct {
@@ -137,13 +274,16 @@ type line struct {
 
 // line returns the line of an output of a case, a new one at first.
 func (s *section) line(name, output string, logits, cache bool) *line {
-	for _, l := range s.lines {
-		if l.name == name && l.output == output {
-			return l
-		}
+	key := [2]string{name, output}
+	if l := s.index[key]; l != nil {
+		return l
 	}
-	l := &line{name: name, output: output, logits: logits, cache: cache, meter: Meter{Logits: logits}}
+	l := &line{name: name, output: output, logits: logits, cache: cache, meter: Meter{Logits: logits, trace: true}}
 	s.lines = append(s.lines, l)
+	if s.index == nil {
+		s.index = map[[2]string]*line{}
+	}
+	s.index[key] = l
 	return l
 }
 
@@ -187,6 +327,15 @@ func (l *line) judged(t Tolerance) Line {
 	case l.cache:
 		r.Kind = CacheOutput
 	}
+	if at, ok := l.meter.Diverged(); ok && l.logits && l.name != allCases {
+		r.Diverges = &at
+	}
+	if len(l.meter.steps) > 1 {
+		r.PerStep = l.meter.steps
+	}
+	if l.meter.elements > 0 {
+		r.Histogram = l.meter.abs.histogram()
+	}
 	r.Limits = len(t.applying(r.Metrics))
 	if l.err != "" {
 		r.Broken = []string{l.err}
@@ -195,200 +344,3 @@ func (l *line) judged(t Tolerance) Line {
 	}
 	return r
 }
-
-// WriteText writes the report for people: a table for each section with a verdict on every line, what breaks a limit
-// in words, and the verdict on the whole.
-func (r *Report) WriteText(w io.Writer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s → %s   (ONNX Runtime %s, %s, seed %d)\n", r.Original, r.Rewritten, r.Runtime, r.Provider, r.Seed)
-	b.WriteString("cases: B sequences of S new tokens after T cached ones; decode: S tokens + single steps\n")
-	if r.Exact != nil {
-		b.WriteString(r.Exact.text("Rewrite error: against the tied reference"))
-	}
-	if r.Drift != nil {
-		b.WriteString(r.Drift.text("Drift: against the original"))
-	}
-	if r.Text != nil {
-		b.WriteString(r.Text.String())
-	}
-	for _, n := range r.Notes {
-		fmt.Fprintf(&b, "\nnote: %s\n", n)
-	}
-	b.WriteByte('\n')
-	if r.Exact != nil {
-		fmt.Fprintf(&b, "rewrite error  %s  %s\n", verdict(r.RewritePassed()), r.Exact.Tolerance)
-	}
-	if r.Drift != nil {
-		fmt.Fprintf(&b, "drift          %s  %s\n", verdict(r.DriftPassed()), r.Drift.Tolerance)
-	}
-	fmt.Fprintf(&b, "overall        %s\n", verdict(r.Passed()))
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-// String is the report for people.
-func (r *Report) String() string {
-	var b strings.Builder
-	if err := r.WriteText(&b); err != nil {
-		return err.Error()
-	}
-	return b.String()
-}
-
-func verdict(passed bool) string {
-	if passed {
-		return "PASS"
-	}
-	return "FAIL"
-}
-
-func (s *Section) text(title string) string {
-	t := table.NewWriter()
-	t.SetStyle(table.StyleLight)
-	t.Style().Options = table.Options{SeparateHeader: true}
-	t.Style().Format.Header = text.FormatDefault
-	t.Style().Box.PaddingLeft, t.Style().Box.PaddingRight = "", "  "
-	header := table.Row{"case", "output", "runs"}
-	configs := []table.ColumnConfig{{Number: 3, Align: text.AlignRight, AlignHeader: text.AlignRight}}
-	columns := s.columns()
-	for _, m := range columns {
-		header = append(header, m.heading)
-		configs = append(configs, table.ColumnConfig{Number: len(header), Align: text.AlignRight, AlignHeader: text.AlignRight})
-	}
-	t.AppendHeader(append(header, ""))
-	t.SetColumnConfigs(configs)
-	var broken strings.Builder
-	for _, l := range s.condensed() {
-		row := table.Row{l.Case, l.Output, l.Steps}
-		for _, m := range columns {
-			cell := ""
-			if x, ok := l.Metrics.Value(m.name); ok && l.Output != "" {
-				cell = fmt.Sprintf(m.format, x)
-			}
-			row = append(row, cell)
-		}
-		judged := ""
-		if l.Limits > 0 || !l.Passed() {
-			judged = verdict(l.Passed())
-		}
-		t.AppendRow(append(row, judged))
-		for _, why := range l.Broken {
-			step := ""
-			if l.Steps > 1 && l.Case != allCases {
-				step = fmt.Sprintf(" (worst at step %d)", l.WorstStep)
-			}
-			fmt.Fprintf(&broken, "FAIL %s%s: %s\n", strings.TrimSpace(l.Case+" "+l.Output), step, why)
-		}
-	}
-	if len(s.Lines) == 0 {
-		return fmt.Sprintf("\n%s\nnothing was compared\n", title)
-	}
-	lines := strings.Split(t.Render(), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
-	}
-	return fmt.Sprintf("\n%s\n%s\n%s", title, strings.Join(lines, "\n"), broken.String())
-}
-
-// columns lists the metrics that some line has.
-func (s *Section) columns() []metric {
-	var out []metric
-	for _, m := range metrics {
-		if !m.column {
-			continue
-		}
-		for _, l := range s.Lines {
-			if _, ok := l.Metrics.Value(m.name); ok {
-				out = append(out, m)
-				break
-			}
-		}
-	}
-	return out
-}
-
-// condensed puts the caches of a case that pass into one line, that of the worst of them: a model of many layers has
-// too many to read.
-func (s *Section) condensed() []Line {
-	var out []Line
-	at := map[string]int{} // case → place of its line of caches in out
-	count := map[string]int{}
-	for _, l := range s.Lines {
-		if l.Kind != CacheOutput || !l.Passed() {
-			out = append(out, l)
-			continue
-		}
-		count[l.Case]++
-		i, ok := at[l.Case]
-		if !ok {
-			at[l.Case] = len(out)
-			out = append(out, l)
-		} else if l.Metrics.MaxRel > out[i].Metrics.MaxRel {
-			out[i] = l
-		}
-	}
-	for name, i := range at {
-		if n := count[name]; n > 1 {
-			out[i].Output = fmt.Sprintf("%d caches, worst %s", n, out[i].Output)
-		}
-	}
-	return out
-}
-
-// String shows losses and both continuations.
-func (p *TextPair) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "\nText: %d tokens\n", p.Original.Tokens)
-	ratio := p.Rewritten.Perplexity / p.Original.Perplexity
-	fmt.Fprintf(&b, "perplexity   original %.4f, rewritten %.4f (×%.4f)\n", p.Original.Perplexity, p.Rewritten.Perplexity, ratio)
-	fmt.Fprintf(&b, "nats/token   original %.4f, rewritten %.4f\n", p.Original.NLL, p.Rewritten.NLL)
-	fmt.Fprintf(&b, "KL %.4f nats, top-1 agreement %.1f %%\n", p.KL, 100*p.Top1)
-	b.WriteString(sideBySide(
-		[2]string{"original", "rewritten"},
-		[2]string{p.Prompt + p.Generations[0], p.Prompt + p.Generations[1]},
-	))
-	if p.Agree < 0 {
-		b.WriteString("the continuations are the same\n")
-	} else {
-		fmt.Fprintf(&b, "the continuations part after %d tokens\n", p.Agree)
-	}
-	return b.String()
-}
-
-// halfWidth is the width of one of two columns of text.
-const halfWidth = 56
-
-func sideBySide(heads, texts [2]string) string {
-	t := table.NewWriter()
-	t.SetStyle(table.StyleLight)
-	t.Style().Options = table.Options{SeparateHeader: true, SeparateColumns: true}
-	t.Style().Format.Header = text.FormatDefault
-	t.AppendHeader(table.Row{heads[0], heads[1]})
-	t.AppendRow(table.Row{texts[0], texts[1]})
-	t.SetColumnConfigs([]table.ColumnConfig{{Number: 1, WidthMax: halfWidth}, {Number: 2, WidthMax: halfWidth}})
-	lines := strings.Split(t.Render(), "\n")
-	for i := range lines {
-		_, margin := utf8.DecodeRuneInString(lines[i])
-		lines[i] = strings.TrimRight(lines[i][margin:], " ")
-	}
-	return strings.Join(lines, "\n") + "\n"
-}
-
-// Err returns what a program that wants an error would say: nil when everything passes, ErrRewrite or ErrDrift or
-// both otherwise.
-func (r *Report) Err() error {
-	var errs []error
-	if !r.RewritePassed() {
-		errs = append(errs, ErrRewrite)
-	}
-	if !r.DriftPassed() {
-		errs = append(errs, ErrDrift)
-	}
-	return errors.Join(errs...)
-}
-
-// The two kinds of failure: the first is a bug in the rewrite, the second the price of the compression.
-var (
-	ErrRewrite = errors.New("the rewritten model does not equal its tied reference")
-	ErrDrift   = errors.New("the drift from the original is beyond tolerance")
-)

@@ -46,9 +46,9 @@ func Generate(ctx context.Context, m *Model, prompt []int64, n int, stop ...int6
 
 // TextLoss is how well a model predicts a text.
 type TextLoss struct {
-	Tokens     int     // that were predicted
-	NLL        float64 // mean -ln p(token | tokens before it in its window), in nats
-	Perplexity float64 // e to the NLL
+	Tokens     int     `json:"tokens"`     // that were predicted
+	NLL        float64 `json:"nll"`        // mean -ln p(token | tokens before it in its window), in nats
+	Perplexity float64 `json:"perplexity"` // e to the NLL
 }
 
 // Perplexity measures a model on token ids. The ids are cut into windows of the given length, at most limit of them (0:
@@ -130,14 +130,43 @@ func (m *Model) score(ctx context.Context, ids []int64) ([]float64, error) {
 
 // TextPair is what two models make of the same text.
 type TextPair struct {
-	Original, Rewritten TextLoss
+	Original  TextLoss `json:"original"`
+	Rewritten TextLoss `json:"rewritten"`
 	// KL is the mean divergence of the rewritten model's next-token distributions from the original's, in nats; Top1
 	// the share of positions with the same most likely token.
-	KL, Top1    float64
-	Prompt      string
-	Generations [2]string // greedy continuations of the prompt: of the original, of the rewritten model
+	KL   float64 `json:"kl"`
+	Top1 float64 `json:"top1"`
+	// Worst are the positions of the largest divergence, the largest first.
+	Worst       []WorstToken `json:"worst,omitempty"`
+	Prompt      string       `json:"prompt"`
+	Generations [2]string    `json:"generations"` // greedy continuations of the prompt: of the original, of the rewritten model
 	// Agree is the number of tokens after which the two continuations part, -1 when they do not.
-	Agree int
+	Agree int `json:"agree"`
+
+	metrics Metrics
+}
+
+// WorstToken is a position of a text at which two models disagree, in its text.
+type WorstToken struct {
+	Position  int     `json:"position"` // of the token in the text, counted from 0
+	Before    string  `json:"before"`   // the text in front of it
+	Token     string  `json:"token"`    // what the text goes on with
+	KL        float64 `json:"kl"`
+	Original  string  `json:"original"`  // the most likely token there, by the original
+	Rewritten string  `json:"rewritten"` // and by the rewritten model
+	// Probabilities of Token.
+	POriginal  float64 `json:"p_original"`
+	PRewritten float64 `json:"p_rewritten"`
+}
+
+// GenerationPair is a batch of greedy continuations by two models, each fed with its own tokens.
+type GenerationPair struct {
+	Prompts  [][]int64 `json:"prompts"`
+	Tokens   int       `json:"tokens"` // asked for in each
+	Original [][]int64 `json:"original"`
+	Got      [][]int64 `json:"rewritten"`
+	// Agree is the number of tokens after which each pair parts, -1 where it does not.
+	Agree []int `json:"agree"`
 }
 
 // TextOptions say how CompareText cuts the text.
@@ -148,6 +177,12 @@ type TextOptions struct {
 	Stop            []int64
 }
 
+// Worst tokens that a report names, and the number of tokens in front of each that it shows.
+const (
+	worstTokens  = 20
+	tokensBefore = 12
+)
+
 // CompareText measures both models on ids and lets both continue a prompt. decode turns ids into text.
 func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o TextOptions, decode func([]int64) string) (*TextPair, error) {
 	windows := windowsOf(ids, o.Window, o.Windows)
@@ -157,7 +192,7 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 	p := &TextPair{Agree: -1}
 	var loss [2]lossSum
 	meter := Meter{Logits: true}
-	for _, w := range windows {
+	for i, w := range windows {
 		var logits [2][]float64
 		for i, m := range []*Model{original, rewritten} {
 			var err error
@@ -174,12 +209,22 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 				original.Path, len(a)/len(w), rewritten.Path, len(b)/len(w))
 		}
 		v := len(a) / len(w)
-		for i := 0; i < len(a); i += v {
-			meter.distributions(a[i:i+v], b[i:i+v])
+		starts := make([]int, len(w))
+		for j := range starts {
+			starts[j] = j * v
+		}
+		for j, d := range meter.distributions(a, b, starts, v) {
+			if d.counts && j+1 < len(w) {
+				p.note(WorstToken{Position: i*o.Window + j + 1, KL: d.kl}, a[j*v:(j+1)*v], b[j*v:(j+1)*v], w, j+1, decode)
+			}
 		}
 	}
-	l := meter.Metrics().Logits
-	p.Original, p.Rewritten, p.KL, p.Top1 = loss[0].mean(), loss[1].mean(), l.KL, l.Top1
+	p.metrics = Metrics{Logits: meter.Metrics().Logits}
+	p.Original, p.Rewritten, p.KL, p.Top1 = loss[0].mean(), loss[1].mean(), p.metrics.Logits.KL, p.metrics.Logits.Top1
+	p.metrics.Text = &TextMetrics{
+		Tokens: p.Original.Tokens, Original: p.Original.Perplexity, Perplexity: p.Rewritten.Perplexity,
+		Ratio: p.Rewritten.Perplexity / p.Original.Perplexity,
+	}
 
 	prompt := o.Prompt
 	if prompt == nil {
@@ -194,11 +239,47 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 		}
 		p.Generations[i] = decode(tokens[i])
 	}
-	for i := range max(len(tokens[0]), len(tokens[1])) {
-		if i >= len(tokens[0]) || i >= len(tokens[1]) || tokens[0][i] != tokens[1][i] {
-			p.Agree = i
-			break
+	p.Agree = agreement(tokens[0], tokens[1])
+	return p, nil
+}
+
+// agreement returns the number of tokens after which two sequences part, -1 when they do not.
+func agreement(a, b []int64) int {
+	for i := range max(len(a), len(b)) {
+		if i >= len(a) || i >= len(b) || a[i] != b[i] {
+			return i
 		}
 	}
-	return p, nil
+	return -1
+}
+
+// note keeps a position if it is one of the worst. ref and got are the scores that predict w[at].
+func (p *TextPair) note(t WorstToken, ref, got []float64, w []int64, at int, decode func([]int64) string) {
+	place := len(p.Worst)
+	for place > 0 && t.KL > p.Worst[place-1].KL {
+		place--
+	}
+	if place == worstTokens || t.KL == 0 {
+		return
+	}
+	one := func(id int64) string { return decode([]int64{id}) }
+	t.Before, t.Token = decode(w[max(0, at-tokensBefore):at]), one(w[at])
+	t.Original, t.Rewritten = one(int64(largest(ref, 1)[0])), one(int64(largest(got, 1)[0]))
+	t.POriginal, t.PRewritten = math.Exp(logSoftmax(ref)[w[at]]), math.Exp(logSoftmax(got)[w[at]])
+	p.Worst = slices.Insert(p.Worst, place, t)
+	p.Worst = p.Worst[:min(len(p.Worst), worstTokens)]
+}
+
+// AddText enters the comparison on a text into the report, where the limits on distributions and on perplexity judge it.
+func (r *Report) AddText(p *TextPair) {
+	r.Text = p
+	r.addLine(Line{Case: "text", Output: "perplexity", Kind: TextOutput, Steps: 1, Metrics: p.metrics})
+}
+
+// addLine judges a line and adds it to those of the drift.
+func (r *Report) addLine(l Line) {
+	l.Limits = len(r.Drift.Tolerance.applying(l.Metrics))
+	l.Broken = r.Drift.Tolerance.Judge(l.Metrics)
+	r.Drift.Lines = append(r.Drift.Lines, l)
+	r.Judge()
 }

@@ -59,11 +59,7 @@ func (t Tolerance) For(dtype onnxpb.TensorProto_DataType) Tolerance {
 func (t Tolerance) Check() error {
 	for _, l := range t.Limits {
 		if !slices.ContainsFunc(metrics, func(m metric) bool { return m.name == l.Metric }) {
-			var names []string
-			for _, m := range metrics {
-				names = append(names, m.name)
-			}
-			return fmt.Errorf("tolerance %q: there is no metric %q; want one of %s", t.Name, l.Metric, strings.Join(names, ", "))
+			return fmt.Errorf("tolerance %q: there is no metric %q; want one of %s", t.Name, l.Metric, strings.Join(MetricNames(), ", "))
 		}
 	}
 	return nil
@@ -73,7 +69,11 @@ func (t Tolerance) Check() error {
 func (t Tolerance) Judge(m Metrics) []string {
 	var broken []string
 	if m.NonFinite > 0 {
-		broken = append(broken, fmt.Sprintf("%d elements are NaN or infinite in one model alone", m.NonFinite))
+		why := fmt.Sprintf("%d elements are NaN or infinite in one model alone", m.NonFinite)
+		if m.Bad != nil {
+			why += fmt.Sprintf(", the first at %v: %v, want %v", m.Bad.Index, m.Bad.Got, m.Bad.Reference)
+		}
+		broken = append(broken, why)
 	}
 	if m.Elements == 0 && m.LeftOut > 0 {
 		broken = append(broken, "both models give only NaN and infinities")
@@ -81,13 +81,14 @@ func (t Tolerance) Judge(m Metrics) []string {
 	for _, l := range t.applying(m) {
 		row := l.row()
 		x := row.get(m)
-		// Written so that a NaN breaks the limit.
-		if row.lessIsWorse && !(x >= l.Bound) {
-			broken = append(broken, fmt.Sprintf("%s "+row.format+" < %v", row.heading, x, l.Bound))
+		if row.keeps(x, l.Bound) {
+			continue
 		}
-		if !row.lessIsWorse && !(x <= l.Bound) {
-			broken = append(broken, fmt.Sprintf("%s "+row.format+" > %v", row.heading, x, l.Bound))
+		sign := ">"
+		if row.lessIsWorse {
+			sign = "<"
 		}
+		broken = append(broken, fmt.Sprintf("%s "+row.format+" %s %v", row.heading, x, sign, l.Bound))
 	}
 	return broken
 }
@@ -96,29 +97,46 @@ func (t Tolerance) Judge(m Metrics) []string {
 func (t Tolerance) applying(m Metrics) []Limit {
 	var out []Limit
 	for _, l := range t.Limits {
-		row := l.row()
-		if row.get == nil || row.logits && m.Logits == nil || m.Logits != nil && l.Metric == "cosine" && t.distributions() {
-			continue
+		if t.holds(l, m) {
+			out = append(out, l)
 		}
-		out = append(out, l)
 	}
 	return out
 }
 
+// holds reports whether m is held to a limit: where distributions are limited, the cosine of logits is not.
+func (t Tolerance) holds(l Limit, m Metrics) bool {
+	row := l.row()
+	return row.get != nil && row.scope.measured(m) && !(m.Logits != nil && l.Metric == "cosine" && t.distributions())
+}
+
 // distributions reports whether t limits a metric of distributions.
 func (t Tolerance) distributions() bool {
-	return slices.ContainsFunc(t.Limits, func(l Limit) bool { return l.row().logits })
+	return slices.ContainsFunc(t.Limits, func(l Limit) bool { return l.row().scope == ofLogits })
 }
 
 // elementwise returns t without the limits on distributions; they still stand in for the cosine of logits.
 func (t Tolerance) elementwise(m Metrics) Tolerance {
 	out := Tolerance{Name: t.Name}
 	for _, l := range t.applying(m) {
-		if !l.row().logits {
+		if l.row().scope != ofLogits {
 			out.Limits = append(out.Limits, l)
 		}
 	}
 	return out
+}
+
+// keeps reports whether x is within a bound; a NaN never is.
+func (row metric) keeps(x, bound float64) bool {
+	if row.lessIsWorse {
+		return x >= bound
+	}
+	return x <= bound
+}
+
+// worse reports whether x is farther off than y.
+func (row metric) worse(x, y float64) bool {
+	return !row.keeps(x, y)
 }
 
 func (l Limit) row() metric {

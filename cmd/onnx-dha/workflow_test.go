@@ -190,14 +190,14 @@ func TestVerifyText(t *testing.T) {
 		"--text", text, "--vocab", vocab, "--window", "20", "--prompt", "ab", "--generate", "5"))
 	pair := at(t, d, "report", "text")
 	// Four windows of 20, the first character of each is given.
-	if got := at(t, pair, "Original", "Tokens"); got != 76. {
+	if got := at(t, pair, "original", "tokens"); got != 76. {
 		t.Errorf("%v tokens were predicted, want 76", got)
 	}
 	// A model that was never trained cannot beat chance by much on 3 tokens.
-	if p := at(t, pair, "Original", "Perplexity").(float64); p < 1.5 || p > 30 {
+	if p := at(t, pair, "original", "perplexity").(float64); p < 1.5 || p > 30 {
 		t.Errorf("perplexity %v", p)
 	}
-	if at(t, pair, "Prompt") != "ab" || len(at(t, pair, "Generations", 0).(string)) != 5 {
+	if at(t, pair, "prompt") != "ab" || len(at(t, pair, "generations", 0).(string)) != 5 {
 		t.Errorf("text: %v", pair)
 	}
 	for _, tc := range []struct{ args, want string }{

@@ -1,0 +1,318 @@
+package verify
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+
+	"onnx-dha/graph/onnxpb"
+	"onnx-dha/ort"
+)
+
+// Meter accumulates Metrics over several tensors: steps of a decode, cases, windows of a text.
+type Meter struct {
+	// Logits makes the last axis a vocabulary.
+	Logits bool
+
+	elements, nonFinite, leftOut int64
+	scale, maxAbs, maxRel        float64
+	sumAbs, sumRel               float64
+	dot, ref2, got2, err2        float64
+	abs, rel                     sketch
+	bad                          *Place
+	positions                    int64
+	kl, klMax, js                float64
+	top1, top5, top10            float64
+	adds, worstAdd               int
+	diverged                     int // 1 + the first add with another most likely token, 0 for none
+	trace                        bool
+	steps                        []Metrics // of each add, when traced
+}
+
+// Add compares got with ref. keep, when not nil, says for [batch, sequence] which positions of tensors that begin with
+// these axes count (padding does not). Different shapes or types are an error.
+func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
+	if ref.DType != got.DType || !slices.Equal(ref.Shape, got.Shape) {
+		return fmt.Errorf("it is %v, want %v", got, ref)
+	}
+	a, err := float64s(ref)
+	if err != nil {
+		return err
+	}
+	b, err := float64s(got)
+	if err != nil {
+		return err
+	}
+	one := Meter{Logits: m.Logits}
+	row := len(a) // elements that are kept or left out together
+	if keep != nil && len(ref.Shape) >= 2 && int(ref.Shape[0]) == len(keep) && int(ref.Shape[1]) == len(keep[0]) && len(a) > 0 {
+		row = len(a) / (len(keep) * len(keep[0]))
+	} else {
+		keep = nil
+	}
+	width := row
+	if m.Logits && len(ref.Shape) > 0 {
+		width = int(ref.Shape[len(ref.Shape)-1])
+	}
+	var kept, positions []int // where rows and positions start
+	for at := 0; at < len(a); at += row {
+		if keep != nil {
+			i := at / row
+			if !keep[i/len(keep[0])][i%len(keep[0])] {
+				continue
+			}
+		}
+		kept = append(kept, at)
+		if m.Logits {
+			for p := at; p < at+row; p += width {
+				positions = append(positions, p)
+			}
+		}
+	}
+	for _, at := range kept {
+		for _, r := range a[at : at+row] {
+			if x := math.Abs(r); x > one.scale && finite(x) {
+				one.scale = x
+			}
+		}
+	}
+	for _, at := range kept {
+		one.compare(a[at:at+row], b[at:at+row], at, ref.Shape)
+	}
+	one.distributions(a, b, positions, width)
+	if one.maxAbs > 0 {
+		one.maxRel = one.maxAbs / one.scale // +Inf when the reference is all zero
+	}
+	one.adds = 1
+	if m.trace {
+		m.steps = append(m.steps, one.Metrics())
+	}
+	m.Merge(&one)
+	return nil
+}
+
+// float64s widens a tensor; the common type has a loop of its own.
+func float64s(t *ort.Tensor) ([]float64, error) {
+	if t.DType != onnxpb.TensorProto_FLOAT {
+		return t.Float64s()
+	}
+	x, err := t.Float32s()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = float64(v)
+	}
+	return out, nil
+}
+
+// compare adds elements, of which the first is number at of a tensor of the given shape. The scale is known.
+func (m *Meter) compare(ref, got []float64, at int, shape []int64) {
+	for i, r := range ref {
+		g := got[i]
+		if r-g != 0 || r != r || g != g || r-r != 0 { // not the same number, or not a number that is finite
+			if !finite(r) || !finite(g) {
+				if r == g || math.IsNaN(r) && math.IsNaN(g) {
+					m.leftOut++
+					continue
+				}
+				if m.nonFinite++; m.bad == nil {
+					m.bad = &Place{Index: indexOf(at+i, shape), Reference: r, Got: g}
+				}
+				continue
+			}
+			d := math.Abs(r - g)
+			m.maxAbs = max(m.maxAbs, d)
+			m.sumAbs += d
+			m.err2 += d * d
+			m.abs.add(d)
+			if m.scale > 0 {
+				m.rel.add(d / m.scale)
+				m.sumRel += d / m.scale
+			} else {
+				m.rel.add(math.Inf(1))
+				m.sumRel = math.Inf(1)
+			}
+		} else {
+			m.abs.zeros++
+			m.rel.zeros++
+		}
+		m.elements++
+		m.dot += r * g
+		m.ref2 += r * r
+		m.got2 += g * g
+	}
+}
+
+// indexOf is the place of a row-major element.
+func indexOf(n int, shape []int64) []int64 {
+	out := make([]int64, len(shape))
+	for axis := len(shape) - 1; axis >= 0; axis-- {
+		out[axis] = int64(n) % shape[axis]
+		n /= int(shape[axis])
+	}
+	return out
+}
+
+// parted is what a comparison of two distributions adds to a Meter.
+type parted struct {
+	counts            bool // false where there is a NaN, which the elements tell of
+	kl, js            float64
+	top1, top5, top10 float64
+}
+
+// distributions adds positions of logits, each width scores from where it starts. They are compared side by side and
+// added up in order, so that the sums do not depend on the number of processors. It returns what each adds.
+func (m *Meter) distributions(ref, got []float64, starts []int, width int) []parted {
+	if len(starts) == 0 || width == 0 {
+		return nil
+	}
+	out := make([]parted, len(starts))
+	workers := min(runtime.GOMAXPROCS(0), len(starts))
+	if len(starts)*width < 1<<15 {
+		workers = 1
+	}
+	var group sync.WaitGroup
+	for w := range workers {
+		group.Go(func() {
+			lp, lq := make([]float64, width), make([]float64, width)
+			for i := w; i < len(starts); i += workers {
+				at := starts[i]
+				out[i] = part(ref[at:at+width], got[at:at+width], lp, lq)
+			}
+		})
+	}
+	group.Wait()
+	for _, d := range out {
+		if !d.counts {
+			continue
+		}
+		m.positions++
+		m.kl += d.kl
+		m.klMax = max(m.klMax, d.kl)
+		m.js += d.js
+		m.top1 += d.top1
+		m.top5 += d.top5
+		m.top10 += d.top10
+		if d.top1 == 0 {
+			m.diverged = 1
+		}
+	}
+	return out
+}
+
+// underflow is where the ratio of two probabilities may overflow, and their part of a divergence is nothing.
+const underflow = 1e-290
+
+// part compares the distributions of one position; lp and lq are room for as many numbers.
+func part(ref, got, lp, lq []float64) parted {
+	if slices.ContainsFunc(ref, math.IsNaN) || slices.ContainsFunc(got, math.IsNaN) {
+		return parted{}
+	}
+	if slices.Equal(ref, got) {
+		return parted{counts: true, top1: 1, top5: 1, top10: 1}
+	}
+	logSoftmaxInto(lp, ref)
+	logSoftmaxInto(lq, got)
+	d := parted{counts: true}
+	for i, a := range lp {
+		b := lq[i]
+		p, q := math.Exp(a), math.Exp(b)
+		if p > 0 { // 0·ln 0 is 0
+			d.kl += p * (a - b)
+		}
+		// ½ p ln(p/m) + ½ q ln(q/m), where ln(p/m) = ln 2 - ln(1 + q/p).
+		if p > underflow && q > underflow {
+			l := math.Log1p(q / p)
+			d.js += 0.5 * (p*(math.Ln2-l) + q*(math.Ln2-l+b-a))
+		} else {
+			d.js += 0.5 * math.Ln2 * (p + q)
+		}
+	}
+	// Rounding can leave a underflow negative sum for equal distributions.
+	d.kl, d.js = max(d.kl, 0), max(d.js, 0)
+	a, b := largest(ref, min(10, len(ref))), largest(got, min(10, len(ref)))
+	for _, top := range []struct {
+		k  int
+		to *float64
+	}{{1, &d.top1}, {5, &d.top5}, {10, &d.top10}} {
+		k := min(top.k, len(a))
+		for _, t := range a[:k] {
+			if slices.Contains(b[:k], t) {
+				*top.to += 1 / float64(k)
+			}
+		}
+	}
+	return d
+}
+
+// Merge adds all that another meter has seen.
+func (m *Meter) Merge(o *Meter) {
+	if o.maxRel > m.maxRel {
+		m.maxRel, m.worstAdd = o.maxRel, m.adds+o.worstAdd
+	}
+	if m.bad == nil && o.bad != nil {
+		bad := *o.bad
+		bad.Step += m.adds
+		m.bad = &bad
+	}
+	if m.diverged == 0 && o.diverged > 0 {
+		m.diverged = m.adds + o.diverged
+	}
+	m.adds += o.adds
+	m.scale, m.maxAbs, m.klMax = max(m.scale, o.scale), max(m.maxAbs, o.maxAbs), max(m.klMax, o.klMax)
+	for _, sum := range []struct {
+		to   *float64
+		from float64
+	}{
+		{&m.sumAbs, o.sumAbs}, {&m.sumRel, o.sumRel}, {&m.dot, o.dot}, {&m.ref2, o.ref2}, {&m.got2, o.got2}, {&m.err2, o.err2},
+		{&m.kl, o.kl}, {&m.js, o.js}, {&m.top1, o.top1}, {&m.top5, o.top5}, {&m.top10, o.top10},
+	} {
+		*sum.to += sum.from
+	}
+	m.elements += o.elements
+	m.nonFinite += o.nonFinite
+	m.leftOut += o.leftOut
+	m.positions += o.positions
+	m.abs.merge(&o.abs)
+	m.rel.merge(&o.rel)
+}
+
+// Metrics returns what has been added so far.
+func (m *Meter) Metrics() Metrics {
+	out := Metrics{
+		Elements: m.elements, NonFinite: m.nonFinite, LeftOut: m.leftOut, Bad: m.bad, Scale: m.scale,
+		MaxAbs: m.maxAbs, MaxRel: m.maxRel, Cosine: 1, SQNR: math.Inf(1), PSNR: math.Inf(1),
+		P99Abs: min(m.abs.quantile(0.99), m.maxAbs), P99Rel: min(m.rel.quantile(0.99), m.maxRel),
+	}
+	if m.elements > 0 {
+		out.MeanAbs, out.MeanRel = m.sumAbs/float64(m.elements), m.sumRel/float64(m.elements)
+	}
+	switch {
+	case m.ref2 > 0 && m.got2 > 0:
+		out.Cosine = min(1, m.dot/math.Sqrt(m.ref2)/math.Sqrt(m.got2))
+	case m.ref2 != m.got2:
+		out.Cosine = 0 // one is zero, the other is not
+	}
+	if m.err2 > 0 {
+		out.SQNR = 10 * math.Log10(m.ref2/m.err2)
+		out.PSNR = 10 * math.Log10(float64(m.elements)*m.scale*m.scale/m.err2)
+	}
+	if m.Logits {
+		n := max(float64(m.positions), 1)
+		out.Logits = &LogitMetrics{
+			Positions: m.positions, KL: m.kl / n, KLMax: m.klMax, JS: m.js / n, Top1: m.top1 / n, Top5: m.top5 / n, Top10: m.top10 / n,
+		}
+	}
+	return out
+}
+
+// WorstAdd returns which call of Add, counted from 0, had the largest relative error.
+func (m *Meter) WorstAdd() int { return m.worstAdd }
+
+// Diverged returns the first call of Add, counted from 0, with a position whose most likely token differs; false when
+// there is none.
+func (m *Meter) Diverged() (int, bool) { return m.diverged - 1, m.diverged > 0 }

@@ -1,0 +1,194 @@
+package verify
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+)
+
+// WriteText writes the report for people: a table for each section with a verdict on every line, what breaks a limit
+// in words, and the verdict on the whole.
+func (r *Report) WriteText(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s → %s   (ONNX Runtime %s, %s, seed %d)\n", r.Original, r.Rewritten, r.Runtime, r.Provider, r.Seed)
+	b.WriteString("cases: B sequences of S new tokens after T cached ones; decode: S tokens + single steps\n")
+	if r.Exact != nil {
+		b.WriteString(r.Exact.text("Rewrite error: against the tied reference"))
+	}
+	if r.Drift != nil {
+		b.WriteString(r.Drift.text("Drift: against the original"))
+	}
+	if r.Text != nil {
+		b.WriteString(r.Text.String())
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "\nnote: %s\n", n)
+	}
+	b.WriteByte('\n')
+	for _, g := range r.Gates {
+		if !g.Passed || g.Unmeasured != "" {
+			fmt.Fprintf(&b, "gate %v\n", g)
+		}
+	}
+	if r.Exact != nil {
+		fmt.Fprintf(&b, "rewrite error  %s  %s\n", verdict(r.RewritePassed()), r.Exact.Tolerance)
+	}
+	if r.Drift != nil {
+		fmt.Fprintf(&b, "drift          %s  %s\n", verdict(r.DriftPassed()), r.Drift.Tolerance)
+	}
+	fmt.Fprintf(&b, "overall        %s\n", verdict(r.Passed()))
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// String is the report for people.
+func (r *Report) String() string {
+	var b strings.Builder
+	if err := r.WriteText(&b); err != nil {
+		return err.Error()
+	}
+	return b.String()
+}
+
+func verdict(passed bool) string {
+	if passed {
+		return "PASS"
+	}
+	return "FAIL"
+}
+
+func (s *Section) text(title string) string {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.Style().Options = table.Options{SeparateHeader: true}
+	t.Style().Format.Header = text.FormatDefault
+	t.Style().Box.PaddingLeft, t.Style().Box.PaddingRight = "", "  "
+	header := table.Row{"case", "output", "runs"}
+	configs := []table.ColumnConfig{{Number: 3, Align: text.AlignRight, AlignHeader: text.AlignRight}}
+	columns := s.columns()
+	for _, m := range columns {
+		header = append(header, m.heading)
+		configs = append(configs, table.ColumnConfig{Number: len(header), Align: text.AlignRight, AlignHeader: text.AlignRight})
+	}
+	t.AppendHeader(append(header, ""))
+	t.SetColumnConfigs(configs)
+	var broken strings.Builder
+	for _, l := range s.condensed() {
+		row := table.Row{l.Case, l.Output, l.Steps}
+		for _, m := range columns {
+			cell := ""
+			if x, ok := l.Metrics.Value(m.name); ok && l.Output != "" {
+				cell = fmt.Sprintf(m.format, x)
+			}
+			row = append(row, cell)
+		}
+		judged := ""
+		if l.Limits > 0 || !l.Passed() {
+			judged = verdict(l.Passed())
+		}
+		t.AppendRow(append(row, judged))
+		for _, why := range l.Broken {
+			step := ""
+			if l.Steps > 1 && l.Case != allCases {
+				step = fmt.Sprintf(" (worst at step %d)", l.WorstStep)
+			}
+			fmt.Fprintf(&broken, "FAIL %s%s: %s\n", strings.TrimSpace(l.Case+" "+l.Output), step, why)
+		}
+	}
+	if len(s.Lines) == 0 {
+		return fmt.Sprintf("\n%s\nnothing was compared\n", title)
+	}
+	lines := strings.Split(t.Render(), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	return fmt.Sprintf("\n%s\n%s\n%s", title, strings.Join(lines, "\n"), broken.String())
+}
+
+// columns lists the metrics that some line has.
+func (s *Section) columns() []metric {
+	var out []metric
+	for _, m := range metrics {
+		if !m.column {
+			continue
+		}
+		for _, l := range s.Lines {
+			if _, ok := l.Metrics.Value(m.name); ok {
+				out = append(out, m)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// condensed puts the caches of a case that pass into one line, that of the worst of them: a model of many layers has
+// too many to read.
+func (s *Section) condensed() []Line {
+	var out []Line
+	at := map[string]int{} // case → place of its line of caches in out
+	count := map[string]int{}
+	for _, l := range s.Lines {
+		if l.Kind != CacheOutput || !l.Passed() {
+			out = append(out, l)
+			continue
+		}
+		count[l.Case]++
+		i, ok := at[l.Case]
+		if !ok {
+			at[l.Case] = len(out)
+			out = append(out, l)
+		} else if l.Metrics.MaxRel > out[i].Metrics.MaxRel {
+			out[i] = l
+		}
+	}
+	for name, i := range at {
+		if n := count[name]; n > 1 {
+			out[i].Output = fmt.Sprintf("%d caches, worst %s", n, out[i].Output)
+		}
+	}
+	return out
+}
+
+// String shows losses and both continuations.
+func (p *TextPair) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nText: %d tokens\n", p.Original.Tokens)
+	ratio := p.Rewritten.Perplexity / p.Original.Perplexity
+	fmt.Fprintf(&b, "perplexity   original %.4f, rewritten %.4f (×%.4f)\n", p.Original.Perplexity, p.Rewritten.Perplexity, ratio)
+	fmt.Fprintf(&b, "nats/token   original %.4f, rewritten %.4f\n", p.Original.NLL, p.Rewritten.NLL)
+	fmt.Fprintf(&b, "KL %.4f nats, top-1 agreement %.1f %%\n", p.KL, 100*p.Top1)
+	b.WriteString(sideBySide(
+		[2]string{"original", "rewritten"},
+		[2]string{p.Prompt + p.Generations[0], p.Prompt + p.Generations[1]},
+	))
+	if p.Agree < 0 {
+		b.WriteString("the continuations are the same\n")
+	} else {
+		fmt.Fprintf(&b, "the continuations part after %d tokens\n", p.Agree)
+	}
+	return b.String()
+}
+
+// halfWidth is the width of one of two columns of text.
+const halfWidth = 56
+
+func sideBySide(heads, texts [2]string) string {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.Style().Options = table.Options{SeparateHeader: true, SeparateColumns: true}
+	t.Style().Format.Header = text.FormatDefault
+	t.AppendHeader(table.Row{heads[0], heads[1]})
+	t.AppendRow(table.Row{texts[0], texts[1]})
+	t.SetColumnConfigs([]table.ColumnConfig{{Number: 1, WidthMax: halfWidth}, {Number: 2, WidthMax: halfWidth}})
+	lines := strings.Split(t.Render(), "\n")
+	for i := range lines {
+		_, margin := utf8.DecodeRuneInString(lines[i])
+		lines[i] = strings.TrimRight(lines[i][margin:], " ")
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
