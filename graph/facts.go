@@ -32,6 +32,7 @@ type fact struct {
 	// known holds the elements. In a float tensor with symbolic elements (a dimension that was cast) they are integers,
 	// and kept in Ints.
 	known *Known
+	empty bool // a sequence without tensors
 }
 
 type elemType = onnxpb.TensorProto_DataType

@@ -219,6 +219,9 @@ func (c *call) shape(i int) ([]Dim, bool) { return c.f.Shape(c.Input(i)) }
 func (c *call) fact(i int) fact {
 	fa := fact{elem: c.elem(i)}
 	fa.shape, fa.ranked = c.shape(i)
+	if have := c.f.of[c.Input(i)]; have != nil {
+		fa.empty = have.empty
+	}
 	return fa
 }
 
@@ -240,6 +243,13 @@ func (c *call) setShape(i int, shape []Dim) {
 func (c *call) setOut(i int, e elemType, shape []Dim) {
 	c.setElem(i, e)
 	c.setShape(i, shape)
+}
+
+// setFact sets what is known of output i.
+func (c *call) setFact(i int, fa fact) {
+	if i < len(c.out) {
+		c.out[i] = fa
+	}
 }
 
 // dims returns the elements of input i, an integer tensor, symbolic or not.

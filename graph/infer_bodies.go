@@ -48,7 +48,11 @@ func loop(c *call) {
 	for i := range c.out {
 		last := c.f.output(body, 1+i)
 		if i < carried {
-			c.out[i] = c.f.agree(c.fact(2+i), last) // the initial value comes out when there is no iteration
+			first := c.fact(2 + i)
+			if first.empty {
+				last = c.f.everyTime(last)
+			}
+			c.out[i] = c.f.agree(first, last) // the initial value comes out when there is no iteration
 			continue
 		}
 		c.out[i] = c.f.collected(last, 0)
@@ -187,8 +191,14 @@ func (f *Facts) forget(fa *fact, other fact, varies []bool) (changed bool) {
 	return changed
 }
 
-// agree returns what holds of a value that is one of two.
+// agree returns what holds of a value that is one of two, or of the tensors of two sequences.
 func (f *Facts) agree(a, b fact) fact {
+	switch {
+	case a.empty:
+		return b
+	case b.empty:
+		return a
+	}
 	out := fact{}
 	if a.elem == b.elem {
 		out.elem = a.elem
@@ -214,8 +224,18 @@ func (f *Facts) agree(a, b fact) fact {
 	return out
 }
 
-// collected returns what holds of the concatenation, along a new axis, of a value from every iteration. A dimension
-// without a name may be another one each time.
+// everyTime returns what holds of a value in every iteration: a dimension without a name may be another one each time.
+func (f *Facts) everyTime(fa fact) fact {
+	out := fact{elem: fa.elem, ranked: fa.ranked, shape: f.newDims(len(fa.shape))}
+	for i, d := range fa.shape {
+		if !d.Unknown() {
+			out.shape[i] = d
+		}
+	}
+	return out
+}
+
+// collected returns what holds of the concatenation, along a new axis, of a value from every iteration.
 func (f *Facts) collected(fa fact, at int64) fact {
 	out := fact{elem: fa.elem}
 	if !fa.ranked || len(fa.shape) >= maxRank {
@@ -225,15 +245,8 @@ func (f *Facts) collected(fa fact, at int64) fact {
 	if !ok {
 		return out
 	}
+	same := f.everyTime(fa).shape
 	out.ranked = true
-	out.shape = f.newDims(len(fa.shape) + 1)
-	for i, d := range fa.shape {
-		if !d.Unknown() {
-			if i >= a {
-				i++
-			}
-			out.shape[i] = d
-		}
-	}
+	out.shape = slices.Insert(same, a, f.newDim())
 	return out
 }

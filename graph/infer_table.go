@@ -99,6 +99,16 @@ var families = []family{
 	{ops: "Compress", rule: rule{shape: compressShape}},
 	{ops: "Resize Upsample", rule: rule{shape: rankOf(0)}},
 
+	// Sequences of tensors, by what holds of each.
+	{ops: "SequenceEmpty", rule: rule{rest: emptySequence}},
+	{ops: "SequenceConstruct", rule: rule{rest: sequenceOf}},
+	{ops: "SequenceInsert", rule: rule{rest: insertion}},
+	{ops: "SequenceAt", rule: rule{rest: element}},
+	{ops: "SequenceErase", rule: rule{shape: shapeOf(0)}},
+	{ops: "SequenceLength", rule: rule{rest: sequenceLength}},
+	{ops: "SplitToSequence", rule: rule{rest: splitSequence}},
+	{ops: "ConcatFromSequence", rule: rule{rest: joinedSequence}},
+
 	// Shapes and fillings.
 	{ops: "ConstantOfShape", rule: rule{elem: filledElem, shape: sizesShape(0), fold: filledElements}},
 	{ops: "EyeLike RandomNormalLike RandomUniformLike Bernoulli", rule: rule{elem: attrElem("dtype", elemOf(0)), shape: shapeOf(0)}},

@@ -109,13 +109,22 @@ type Path struct {
 	Entry *graph.Value
 	// Extent says, for the packed wires and the entry, what this path's columns occupy of each axis.
 	Extent map[*graph.Value][]Extent
+	// Direct says that the wires from the projection to the entry, where heads lie in no pattern that could be kept (in
+	// blocks of a tensor-parallel training, say), are best left out: the entry has the axes of the projection's input but
+	// the last, and then heads and channels in order. Wires before the entry are not listed.
+	Direct bool
 	// Repeat is the first wire on which each head occurs once per query head (the repetition of grouped-query
-	// attention), and Single the wire of the same layout before it; nil when heads are not repeated.
+	// attention), and Single the wire of the same layout before it; nil when heads are not repeated. Single may have an
+	// axis of size 1 more: Squeeze, 0 when it has not.
 	Single, Repeat *graph.Value
+	Squeeze        int
 	// Biases are constants added to a wire of the path that differ from column to column.
 	Biases []Side
 	// PerHead are other inputs that differ from head to head; a path with one cannot be fused or re-ordered offline.
 	PerHead []Side
+	// Readers are inputs of nodes outside the block that read a wire with the heads: the keys of a product with positions,
+	// say. Whoever fuses heads lets them see as many as before.
+	Readers []Side
 }
 
 // Output is the projection after the second product.
@@ -169,8 +178,8 @@ type Cache struct {
 	Stacked           bool
 	Heads             int // heads in the cache: KVHeads, or more when repeated heads are cached
 	Repeat            int
-	Outer             int // more than 1 when the head axis is merged with the batch, batch·heads
-	Concat            *graph.Node
+	Outer             int         // more than 1 when the head axis is merged with the batch, batch·heads
+	Concat            *graph.Node // joins cached and new positions, or writes what is new into the past (TensorScatter, ScatterND)
 }
 
 // Unsupported is a softmax or attention operator that could not be described, with the place and the reason.

@@ -183,9 +183,9 @@ func positions(v *graph.Value) bool {
 	return false
 }
 
-// triangle reports whether a constant hides later positions: the last two axes hold one value above a diagonal that
-// ends in the last column (rows are the last positions of the columns), and another on it. Below, anything may stand: a
-// window hides early positions too.
+// triangle reports whether a constant hides later positions: above a diagonal of the last two axes that ends in the last
+// column (rows are the last positions of the columns) stands one value, or nothing but numbers that hide, and on it
+// another. Below, anything may stand: a window hides early positions too.
 func triangle(c *graph.Tensor) bool {
 	d := c.Dims()
 	if len(d) < 2 || d[len(d)-2] < 2 || d[len(d)-1] < d[len(d)-2] || c.Len() > 1<<24 {
@@ -197,23 +197,27 @@ func triangle(c *graph.Tensor) bool {
 		return false
 	}
 	past := cols - rows
+	same := func(a, b float64) bool { return a == b || a <= hides && b <= hides }
 	hidden, seen := x[past+1], x[past]
-	if hidden == seen {
+	if same(hidden, seen) {
 		return false
 	}
 	for i := range rows {
 		row := x[i*cols : (i+1)*cols]
-		if row[i+past] != seen {
+		if !same(row[i+past], seen) && (hidden > hides || row[i+past] <= hides) { // a bias may stand on the diagonal
 			return false
 		}
 		for _, v := range row[i+past+1:] {
-			if v != hidden {
+			if !same(v, hidden) {
 				return false
 			}
 		}
 	}
 	return true
 }
+
+// hides is a number so low that scores it is added to vanish in the softmax.
+const hides = -1e4
 
 // output follows the context heads from the second product to the output projection. It stays nil when something else
 // reads them, when they go elsewhere, or when constants on the way differ from head to head.
@@ -315,186 +319,5 @@ func outputBias(f *survey, p *Projection) *Side {
 	if users := p.Output.Users(); len(users) == 1 && users[0].Node.Is("Add") {
 		return side(users[0].Node, 1-users[0].Index)
 	}
-	return nil
-}
-
-// caches finds the pasts and presents of keys and values, and makes sure that nothing else reads what a fusion changes.
-func (b *Block) caches(f *survey, kt, vt *tracer) *stop {
-	own := map[*graph.Node]bool{b.QK: true, b.PV: true}
-	for _, p := range []*Path{b.Query, b.Key, b.Value} {
-		for _, n := range p.Nodes {
-			own[n] = true
-		}
-	}
-	var st *stop
-	if b.KeyCache, st = b.Key.cache(f, kt, own, "keys"); st != nil {
-		return st
-	}
-	if b.ValCache, st = b.Value.cache(f, vt, own, "values"); st != nil {
-		return st
-	}
-	return nil
-}
-
-// cache looks for a Concat with something from a graph input and for branches to graph outputs.
-func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string) (*Cache, *stop) {
-	c := &Cache{PastAxis: -1, PastSeq: -1, PresentAxis: -1, Repeat: 1}
-	for _, n := range p.Nodes {
-		if !n.Is("Concat") {
-			continue
-		}
-		for _, x := range n.In {
-			if x == nil || t.memo[x] != nil {
-				continue
-			}
-			l, ok := p.Wires[n.Out[0]]
-			if !ok {
-				continue
-			}
-			if st := c.past(f, n, x, l, what); st != nil {
-				return nil, st
-			}
-		}
-	}
-	// Branches. A wire's other readers must be on some path of this block, only look at shapes, or lead to an output.
-	var queue []*graph.Value
-	for w := range p.Wires {
-		queue = append(queue, w)
-	}
-	slices.SortFunc(queue, func(a, b *graph.Value) int { return strings.Compare(a.Name, b.Name) })
-	stacked := map[*graph.Value]bool{}
-	for i := 0; i < len(queue); i++ {
-		w := queue[i]
-		l := p.Wires[w]
-		for _, u := range w.Users() {
-			n := u.Node
-			switch {
-			case n == nil && u.Graph == w.Graph:
-				if !l.Pure && !stacked[w] {
-					continue // a packed wire as an output: the projection itself is asked for
-				}
-				if c.Present != nil && c.Present != w {
-					return nil, &stop{w.Producer, w, fmt.Sprintf("%s are given out twice, as %q and %q", what, c.Present.Name, w.Name)}
-				}
-				c.Present, c.PresentAxis, c.Stacked = w, l.Axis, c.Stacked || stacked[w]
-				c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
-			case n == nil || own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
-			case n.Graph != w.Graph:
-				return nil, &stop{n, w, fmt.Sprintf("%s are also read inside a subgraph, by %v", what, n)}
-			default:
-				row, ok := movers[n.OpType]
-				if !ok || !isDefaultDomain(n) || row.data != nil && !row.data(u.Index) {
-					if !l.Pure && !stacked[w] {
-						continue // another part of a packed projection
-					}
-					return nil, &stop{n, w, fmt.Sprintf("%s are also read by %v", what, n)}
-				}
-				if !l.Pure && !stacked[w] {
-					continue
-				}
-				p.Tails = append(p.Tails, n)
-				for _, o := range n.Out {
-					s := t.at(o)
-					if o == nil || s == nil {
-						continue
-					}
-					ol, ok := t.owners(p.Projection.Columns, p.Columns).layout(s)
-					if n.Is("Concat") && (!ok || !ol.Pure) {
-						// Keys and values in one tensor: the heads keep their axis.
-						ol, ok = Layout{Axis: l.Axis, Outer: l.Outer, Heads: l.Heads, Repeat: l.Repeat, Inner: l.Inner}, true
-						stacked[o] = true
-					}
-					if stacked[w] && n.Is("Identity") {
-						stacked[o] = true
-					}
-					if !ok || !ol.Pure && !stacked[o] {
-						return nil, &stop{n, o, fmt.Sprintf("%s are also read by %v", what, n)}
-					}
-					p.Wires[o] = ol
-					queue = append(queue, o)
-				}
-				if len(n.Out) == 0 || t.memo[n.Out[0]] == nil {
-					return nil, &stop{n, w, fmt.Sprintf("%s are also read by %v", what, n)}
-				}
-			}
-		}
-	}
-	if c.Past == nil && c.Present == nil {
-		return nil, nil
-	}
-	return c, nil
-}
-
-// past follows the other input of a Concat back to a graph input.
-func (c *Cache) past(f *survey, concat *graph.Node, x *graph.Value, l Layout, what string) *stop {
-	if c.Past != nil {
-		return &stop{concat, x, fmt.Sprintf("%s are joined with two pasts", what)}
-	}
-	v := x
-	for v.Producer != nil {
-		n := v.Producer
-		row, ok := movers[n.OpType]
-		if !ok || !isDefaultDomain(n) || v.Const() != nil || n.Input(0) == nil || row.data == nil {
-			break
-		}
-		c.PastNodes = append(c.PastNodes, n)
-		v = n.Input(0)
-	}
-	if !v.IsInput || v.Const() != nil {
-		shape, ok := concreteShape(f, x)
-		if ok && l.Axis >= 0 && shape[l.Axis] == 1 {
-			c.PastNodes = nil
-			return nil // the same for every head
-		}
-		return &stop{concat, x, fmt.Sprintf("%s are joined with %q, which is not a cache that the caller passes", what, x.Name)}
-	}
-	shape, ok := concreteShape(f, v)
-	if !ok {
-		return &stop{concat, v, fmt.Sprintf("the shape of the cache input %q is not known", v.Name)}
-	}
-	seq, err := normAxis(concat.Int("axis", 0), 64)
-	if concat.Int("axis", 0) < 0 {
-		if s, ok := concreteShape(f, x); ok {
-			seq, err = normAxis(concat.Int("axis", 0), len(s))
-		}
-	}
-	if err != nil {
-		return &stop{concat, x, err.Error()}
-	}
-	c.PastWires = map[*graph.Value]int{}
-	for a := range shape {
-		t, err := newTracer(f, v, a, false)
-		if err != nil {
-			continue
-		}
-		s := t.at(x)
-		if s == nil {
-			continue
-		}
-		if seq < len(s.stored) && s.stored[seq] > 1 {
-			c.PastSeq = a
-		}
-		if l.Axis >= 0 && s.stored[l.Axis] > 1 {
-			if c.PastAxis >= 0 {
-				return &stop{concat, v, fmt.Sprintf("the heads of the cache input %q are spread over two axes", v.Name)}
-			}
-			c.PastAxis = a
-			for w, ws := range t.memo {
-				if ws == nil {
-					continue
-				}
-				for wa, n := range ws.stored {
-					if n > 1 {
-						c.PastWires[w] = wa
-					}
-				}
-			}
-		}
-	}
-	if l.Axis >= 0 && c.PastAxis < 0 {
-		return &stop{concat, v, fmt.Sprintf("the cache input %q has no axis with the heads", v.Name)}
-	}
-	c.Past, c.Concat = v, concat
-	c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
 	return nil
 }

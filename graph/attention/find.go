@@ -58,6 +58,7 @@ func Find(m *graph.Model) *Report {
 		}
 	}
 	name(r.Blocks)
+	borrowed(r.Blocks)
 	return r
 }
 
@@ -129,13 +130,43 @@ func core(f *survey, sm *graph.Node) (b *Block, st *stop, attention bool) {
 			first = st
 		}
 	}
-	switch len(blocks) {
-	case 0:
+	if len(blocks) == 0 {
 		return nil, first, true
-	case 1:
-		return blocks[0], nil, true
 	}
-	return nil, &stop{blocks[1].QK, blocks[1].QK.Out[0], "the scores are a sum of several products with heads (disentangled attention); not supported yet"}, true
+	return content(blocks), nil, true
+}
+
+// content returns the block of the product of queries and keys where scores are a sum of several products with heads:
+// the one whose keys are made of what the values are made of. The others are made of positions (relative positions of
+// Transformer-XL and the Conformer, disentangled attention) and count as inputs of the scores that differ from head to
+// head.
+func content(blocks []*Block) *Block {
+	if len(blocks) == 1 {
+		return blocks[0]
+	}
+	same := slices.DeleteFunc(slices.Clone(blocks), func(b *Block) bool {
+		return base(b.Key.Projection.Input) != base(b.Value.Projection.Input)
+	})
+	if len(same) == 1 {
+		return same[0]
+	}
+	b := blocks[0]
+	b.fix("the scores are a sum of several products with heads, %v and %v, and which of them is that of queries and keys cannot be told", b.QK, blocks[1].QK)
+	return b
+}
+
+// fix notes why a block cannot be rewritten; the first reason stays.
+func (b *Block) fix(format string, args ...any) {
+	if b.Fixed == "" {
+		b.Fixed = fmt.Sprintf(format, args...)
+	}
+}
+
+// stop notes where the description of a block ended whose heads are known.
+func (b *Block) stop(st *stop) {
+	if st != nil {
+		b.fix("%s (at %v)", st.why, st.node)
+	}
 }
 
 func isProjection(f *survey, n *graph.Node) bool {
@@ -313,30 +344,28 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}{{q, qt, qcols, "queries"}, {k, kt, kcols, "keys"}, {v, vt, vcols, "values"}} {
 		if st := p.path.place(p.t, p.cols); st != nil {
 			st.why = p.what + ": " + st.why
-			return nil, st
+			b.stop(st)
 		}
-		if st := p.path.mixes(f, p.what); st != nil {
-			return nil, st
+		if st := p.path.mixes(f, p.what); p.path != q { // queries keep their heads, whatever looks at all of them
+			b.stop(st)
 		}
 	}
 	if q.Projection.Node == k.Projection.Node && overlap(q, k) || q.Projection.Node == v.Projection.Node && overlap(q, v) || k.Projection.Node == v.Projection.Node && overlap(k, v) {
-		return nil, &stop{k.Projection.Node, k.Projection.Output, "queries, keys and values share columns of one projection; not supported yet"}
+		b.fix("queries, keys and values share columns of the projection %v", k.Projection.Node)
 	}
 	b.output(f, pid, vbatch, ps.shape[len(ps.shape)-2])
-	if st := b.caches(f, kt, vt); st != nil {
-		return nil, st
-	}
+	b.stop(b.caches(f, kt, vt))
 	for _, p := range []*Path{k, v} {
-		if p.Projection.GemmBias != nil && p.Projection.BiasTensor == nil && b.Fixed == "" {
-			b.Fixed = fmt.Sprintf("the bias %q of %v is computed, want a constant", p.Projection.GemmBias.Name, p.Projection.Node)
+		if p.Projection.GemmBias != nil && p.Projection.BiasTensor == nil {
+			b.fix("the bias %q of %v is computed, want a constant", p.Projection.GemmBias.Name, p.Projection.Node)
 		}
-		if len(p.PerHead) > 0 && b.Fixed == "" {
-			b.Fixed = fmt.Sprintf("%q differs from head to head at %v, so heads cannot be fused", p.PerHead[0].Value.Name, p.PerHead[0].Node)
+		if len(p.PerHead) > 0 {
+			b.fix("%q differs from head to head at %v, so heads cannot be fused", p.PerHead[0].Value.Name, p.PerHead[0].Node)
 		}
 		for _, n := range p.Nodes {
 			for _, o := range n.Out {
-				if l, ok := p.Wires[o]; ok && l.Spread && b.Fixed == "" {
-					b.Fixed = fmt.Sprintf("its key/value heads lie in no regular order on %q", o.Name)
+				if l, ok := p.Wires[o]; ok && l.Spread {
+					b.fix("its key/value heads lie in no regular order on %q", o.Name)
 				}
 			}
 		}
@@ -348,14 +377,14 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}{{qk, q.Wires[qk.In[0]], k}, {pv, b.Scores[pv.In[0]], v}} {
 		left, _ := f.Shape(p.n.In[0])
 		right, _ := f.Shape(p.n.In[1])
-		if l := p.path.Wires[p.path.Operand]; l.Axis >= 0 && b.Fixed == "" && (p.q.Spread && p.q.Pair == 0 || l.Spread || p.q.Axis != l.Axis || len(left) != len(right)) {
-			b.Fixed = fmt.Sprintf("the operands of %v have their heads on different axes, which is not supported yet", p.n)
+		if l := p.path.Wires[p.path.Operand]; l.Axis >= 0 && (p.q.Spread && p.q.Pair == 0 || l.Spread || p.q.Axis != l.Axis || len(left) != len(right)) {
+			b.fix("the operands of %v have their heads on different axes", p.n)
 		}
 	}
 	b.Rotary = rotary(kt, ks, kcols)
 	b.Scale = qs.scale * ks.scale * b.Scale
 	b.Kind = Self
-	if base(q.Projection.Input) != base(k.Projection.Input) {
+	if !sameStream(q.Projection.Input, k.Projection.Input) {
 		b.Kind = Cross
 	}
 	return b, nil
@@ -439,18 +468,6 @@ func (p *Path) mixes(f *survey, what string) *stop {
 // reduced reports whether a statistic over something on the path is taken on the path.
 func (p *Path) reduced() bool {
 	return slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool { return strings.HasPrefix(n.OpType, "Reduce") })
-}
-
-// base is the activation behind a projection's input, through operators that only change its form.
-func base(v *graph.Value) *graph.Value {
-	for range 8 {
-		n := v.Producer
-		if n == nil || !(n.Is("Reshape") || n.Is("Identity") || n.Is("Cast") || n.Is("Transpose")) || n.In[0] == nil {
-			break
-		}
-		v = n.In[0]
-	}
-	return v
 }
 
 // rotary reads the pairing of channels off the labels of the key operand: a rotated channel depends on two columns.

@@ -466,13 +466,17 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 			return st
 		}
 	}
-	// The entry: walking back from the operand along the carrying input, the last wire before a packed one.
-	for v := p.Operand; ; {
-		l := p.Wires[v]
-		if !l.Pure {
-			break
-		}
-		p.Entry = v
+	if st := p.enter(t, owners); st != nil {
+		return st
+	}
+	return p.repetition(t)
+}
+
+// enter finds the entry: walking back from the operand along the carrying input, the last wire before a packed one.
+func (p *Path) enter(t *tracer, owners *owners) *stop {
+	var run []*graph.Value // from the operand back
+	for v := p.Operand; p.Wires[v].Pure; {
+		run = append(run, v)
 		if v == p.Projection.Output {
 			break
 		}
@@ -488,10 +492,77 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 		}
 		v = next
 	}
-	if p.Entry == nil {
+	if len(run) == 0 {
 		return &stop{p.Operand.Producer, p.Operand, "the product reads other columns than those of its heads"}
 	}
+	p.Entry = run[len(run)-1]
+	last := slices.IndexFunc(run, func(v *graph.Value) bool { return p.Wires[v].Spread })
+	if last > 0 {
+		p.direct(t, run[last-1])
+	}
 	p.Extent[p.Entry] = owners.extent(t.memo[p.Entry])
+	return nil
+}
+
+// direct makes v the entry of a path on which heads lie in no regular order before it, where it can be.
+func (p *Path) direct(t *tracer, v *graph.Value) {
+	s, from := t.memo[v], t.memo[p.Projection.Output]
+	lead := len(from.shape) - 1
+	if len(s.shape) <= lead || !slices.Equal(s.shape[:lead], from.shape[:lead]) || product(s.shape[lead:]) != len(s.data) ||
+		!slices.Equal(slices.Concat(p.Columns...), columnsOf(t.labels, s.data)) || len(s.shape) > lead+2 {
+		return
+	}
+	before := map[*graph.Value]bool{}
+	var up func(x *graph.Value)
+	up = func(x *graph.Value) {
+		if _, ok := p.Wires[x]; x == nil || !ok || before[x] {
+			return
+		}
+		before[x] = true
+		if x == p.Projection.Output {
+			return
+		}
+		for _, y := range x.Producer.In {
+			up(y)
+		}
+	}
+	for _, x := range v.Producer.In {
+		up(x)
+	}
+	for x := range before {
+		if n := x.Producer; n != p.Projection.Node && !movement[n.OpType] && !n.Is("Add") {
+			return
+		}
+	}
+	for x := range before {
+		if x != p.Projection.Output {
+			delete(p.Wires, x)
+			delete(p.Extent, x)
+		}
+	}
+	p.Entry, p.Direct = v, true
+}
+
+// movement are the operators that move elements and change none.
+var movement = map[string]bool{
+	"Identity": true, "Reshape": true, "Flatten": true, "Transpose": true, "Unsqueeze": true, "Squeeze": true, "Split": true, "Slice": true, "Gather": true,
+}
+
+// columnsOf lists the column behind each label, nil unless each has one.
+func columnsOf(l *labels, ids []int32) []int {
+	out := make([]int, 0, len(ids))
+	for _, id := range ids {
+		set := l.set(id)
+		if len(set) != 1 {
+			return nil
+		}
+		out = append(out, int(set[0]))
+	}
+	return out
+}
+
+// repetition finds where heads are repeated.
+func (p *Path) repetition(t *tracer) *stop {
 	for _, n := range p.Nodes {
 		for _, o := range n.Out {
 			l, ok := p.Wires[o]
@@ -499,20 +570,23 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 				continue
 			}
 			p.Repeat = o
-			shape := t.memo[o].shape
-			for v := n.Input(0); v != nil && p.Single == nil; {
+			rank := len(t.memo[o].shape)
+			for v := n.Input(0); v != nil && (p.Single == nil || p.Squeeze > 0); v = v.Producer.Input(0) {
 				m, ok := p.Wires[v]
 				if !ok || !m.Pure {
 					break
 				}
-				if s := t.memo[v]; !m.Spread && m.Repeat == 1 && len(s.shape) == len(shape) && m.Axis == l.Axis && m.Inner == l.Inner {
-					p.Single = v
-					break
+				if s := t.memo[v]; !m.Spread && m.Repeat == 1 && m.Axis == l.Axis && m.Inner == l.Inner {
+					switch {
+					case len(s.shape) == rank:
+						p.Single, p.Squeeze = v, 0
+					case len(s.shape) == rank+1 && s.shape[m.Axis+1] == 1 && p.Single == nil:
+						p.Single, p.Squeeze = v, m.Axis+1
+					}
 				}
 				if v.Producer == nil {
 					break
 				}
-				v = v.Producer.Input(0)
 			}
 			if p.Single == nil {
 				return &stop{n, o, "key/value heads are repeated in a way that is not understood"}

@@ -673,7 +673,12 @@ func moveConcat(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 		return nil, err
 	}
 	sizes := make([]int, len(in))
+	parts := slices.Clone(in)
 	for i, s := range in {
+		if dims, ok := t.facts.Shape(n.In[i]); ok && axis < len(dims) && dims[axis].Equal(graph.Int(0)) {
+			parts[i] = nil // what a rotation of all channels leaves as it is
+			continue
+		}
 		if s != nil {
 			sizes[i] = s.shape[axis]
 			continue
@@ -684,7 +689,7 @@ func moveConcat(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 		}
 		sizes[i] = shape[axis]
 	}
-	out, err := t.labels.concat(axis, in, sizes)
+	out, err := t.labels.concat(axis, parts, sizes)
 	return []*sample{out}, err
 }
 

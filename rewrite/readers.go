@@ -1,0 +1,52 @@
+package rewrite
+
+import (
+	"fmt"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+)
+
+// readers lets those who read heads outside the block see as many as before, each the fused head of its group: keys that
+// a product with positions reads too, or those of another layer that shares them. bypassed are the nodes that repeat
+// heads, which nothing reads any more.
+func (e *editor) readers(c change, bypassed map[*graph.Node]bool) error {
+	for _, r := range c.path.Readers {
+		from := r.Value
+		switch {
+		case from == c.path.Repeat && c.single:
+			from = e.singleHeads(c.path)
+		case bypassed[from.Producer]:
+			return fmt.Errorf("%v reads %q, where heads are half repeated", r.Node, from.Name)
+		}
+		name := from.Name + "/all_heads"
+		index := c.original(c.path.Wires[r.Value])
+		x := e.p.Op("Gather", name, []*graph.Value{from, e.p.Ints(name+"_index", index...)}, graph.IntAttr("axis", int64(r.Axis)))
+		e.p.SetInput(r.Node, r.Input, x)
+	}
+	return nil
+}
+
+// original lists, for every index of an axis that had layout l, where it is found after the change.
+func (c change) original(l attention.Layout) []int64 {
+	next, m := c.resized(l), c.Map()
+	var index []int64
+	for o := range l.Outer {
+		for h := range l.Heads {
+			for rep := range l.Repeat {
+				for i := range l.Inner {
+					index = append(index, int64(((o*next.Heads+m[h])*next.Repeat+min(rep, next.Repeat-1))*l.Inner+i))
+				}
+			}
+		}
+	}
+	return index
+}
+
+// singleHeads is the wire on which each head occurs once, in the form that repeated heads have.
+func (e *editor) singleHeads(p *attention.Path) *graph.Value {
+	if p.Squeeze == 0 {
+		return p.Single
+	}
+	return e.squeeze(p.Single, p.Single.Name+"/single", p.Squeeze)
+}
