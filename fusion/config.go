@@ -31,7 +31,9 @@ const (
 var Lowerings = []Lowering{Auto, Grouped, Expand, GQA, OpAttention, StaticCache}
 
 // Available reports whether this version can apply the lowering.
-func (l Lowering) Available() bool { return l == Auto || l == Grouped || l == Expand }
+func (l Lowering) Available() bool {
+	return l == Auto || l == Grouped || l == Expand || l == StaticCache
+}
 
 // Config is a dha.yaml: what happens to the key and value heads of each attention block, and how far the result may
 // drift. docs/config.md describes every key.
@@ -41,6 +43,7 @@ type Config struct {
 	Method      string   // how it was learned, for people
 	Lowering    Lowering // empty means Auto
 	Weights     string   // file with learned tensors beside the configuration; empty fuses by Heads.Weights
+	WeightsHash string   // of that file, sha256: and hexadecimal digits; empty accepts any
 	Layers      []Layer
 	Verify      Limits // of the drift that verify accepts
 
@@ -173,6 +176,15 @@ func (c *Config) check() error {
 	}
 	if c.Fingerprint != "" && !isFingerprint(c.Fingerprint) {
 		return c.src.errorf(c.src.key("model.fingerprint"), "fingerprint %q; want sha256: and 64 hexadecimal digits", shorten(c.Fingerprint))
+	}
+	if c.WeightsHash != "" {
+		at := c.src.key("weights_hash")
+		switch {
+		case c.Weights == "":
+			return c.src.errorf(at, "weights_hash without weights; it is the hash of their file")
+		case !isFingerprint(c.WeightsHash):
+			return c.src.errorf(at, "weights_hash %q; want sha256: and 64 hexadecimal digits", shorten(c.WeightsHash))
+		}
 	}
 	seen := map[string]pos{}
 	for _, l := range c.Layers {
@@ -310,9 +322,13 @@ func (c *Config) Hash() string {
 	canonical := struct {
 		Version                                int
 		Fingerprint, Method, Lowering, Weights string
+		WeightsHash                            string `json:",omitempty"`
 		Layers                                 []layer
 		Verify                                 map[string]float64 // keys are sorted when encoded
-	}{Version: c.Version, Fingerprint: c.Fingerprint, Method: c.Method, Lowering: string(c.lowering()), Weights: c.Weights, Verify: c.Verify}
+	}{
+		Version: c.Version, Fingerprint: c.Fingerprint, Method: c.Method, Lowering: string(c.lowering()),
+		Weights: c.Weights, WeightsHash: c.WeightsHash, Verify: c.Verify,
+	}
 	for _, l := range c.Layers {
 		out := layer{Block: l.Block}
 		if k := l.Key; k != nil {

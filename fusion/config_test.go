@@ -81,7 +81,7 @@ var refused = []struct{ name, yaml, want string }{
 	{"fractional version", "version: 1.5\n", `dha.yaml:1:10: version is the number 1.5; want a whole number`},
 	{"huge version", "version: 99999999999\n", `dha.yaml:1:10: version is 99999999999; that is out of range`},
 	{"null version", "version:\n", `dha.yaml:1:1: key "version" has no value; leave it out or give one`},
-	{"unknown key", "version: 1\nlayer: []\n", `dha.yaml:2:1: unknown key "layer"; did you mean "layers"; known here: version, model, method, lowering, weights, layers, verify`},
+	{"unknown key", "version: 1\nlayer: []\n", `dha.yaml:2:1: unknown key "layer"; did you mean "layers"; known here: version, model, method, lowering, weights, weights_hash, layers, verify`},
 	{"unknown nested key", "version: 1\nlayers:\n  - block: a\n    keys: 4\n", `dha.yaml:4:5: unknown key "keys" in entry of layers; did you mean "key"; known here: block, key, value`},
 	{"unknown model key", "version: 1\nmodel: {sha: x}\n", `dha.yaml:2:9: unknown key "sha" in model`},
 	{"unknown heads key", "version: 1\nlayers: [{block: a, key: {heads: 4}}]\n", `dha.yaml:2:27: unknown key "heads" in key; known here: groups, weights`},
@@ -107,6 +107,8 @@ var refused = []struct{ name, yaml, want string }{
 	{"zero heads", "version: 1\nlayers: [{block: a, key: 0}]\n", `dha.yaml:2:26: key: 0 heads; want at least 1`},
 	{"negative heads", "version: 1\nlayers: [{block: a, key: -2}]\n", `dha.yaml:2:26: key: -2 heads; want at least 1`},
 	{"empty key", "version: 1\nlayers: [{block: a, key: {}}]\n", `dha.yaml:2:26: key has no "groups"`},
+	{"hash without weights", "version: 1\nweights_hash: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n", `dha.yaml:2:15: weights_hash without weights; it is the hash of their file`},
+	{"no hash", "version: 1\nweights: x\nweights_hash: 1234abcd\n", `dha.yaml:3:15: weights_hash "1234abcd"; want sha256: and 64 hexadecimal digits`},
 	{"weights only", "version: 1\nlayers: [{block: a, key: {weights: [[1]]}}]\n", `dha.yaml:2:26: key has weights but no groups`},
 	{"no groups", "version: 1\nlayers: [{block: a, key: {groups: []}}]\n", `dha.yaml:2:26: key has no groups; want at least one`},
 	{"empty group", "version: 1\nlayers: [{block: a, key: {groups: [[0], []]}}]\n", `dha.yaml:2:26: key: group 1 is empty`},
@@ -260,6 +262,7 @@ func TestHash(t *testing.T) {
 		base + "lowering: expand\n",
 		base + "method: x\n",
 		base + "weights: x\n",
+		base + "weights: x\nweights_hash: sha256:" + strings.Repeat("0", 64) + "\n",
 	} {
 		if hash(s) == hash(base) {
 			t.Errorf("variant %d has the hash of another configuration:\n%s", i, s)

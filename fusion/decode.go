@@ -36,6 +36,7 @@ var configFields = []field[Config]{
 	{"method", false, text(func(c *Config) *string { return &c.Method })},
 	{"lowering", false, text(func(c *Config) *Lowering { return &c.Lowering })},
 	{"weights", false, text(func(c *Config) *string { return &c.Weights })},
+	{"weights_hash", false, text(func(c *Config) *string { return &c.WeightsHash })},
 	{"layers", false, func(s *source, c *Config, n ast.Node) error {
 		entries, err := sequence(s, n, "layers", "a list of blocks")
 		if err != nil {

@@ -29,6 +29,9 @@ func (c *Config) Marshal() ([]byte, error) {
 	if c.Weights != "" {
 		fmt.Fprintf(&b, "weights: %s\n", scalar(c.Weights))
 	}
+	if c.WeightsHash != "" {
+		fmt.Fprintf(&b, "weights_hash: %s\n", scalar(c.WeightsHash))
+	}
 	if len(c.Layers) > 0 {
 		b.WriteString("layers:\n")
 	}

@@ -1,9 +1,13 @@
 package fusion
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"maps"
 	"math"
 	"os"
@@ -34,48 +38,100 @@ func (l *Learned) parts() map[string]struct {
 	}
 }
 
-// WriteLearned writes the learned tensors of blocks to a file, which appears under its name only when it is complete.
-func WriteLearned(path string, blocks map[string]*Learned) error {
-	tensors := map[string]safetensors.TensorView{}
-	put := func(name string, data []float64, shape ...uint64) error {
-		raw := make([]byte, 0, 8*len(data))
-		for _, x := range data {
-			if math.IsNaN(x) || math.IsInf(x, 0) {
+// view is a tensor that gives its bytes when they are written, so that no more than one tensor is held twice.
+type view struct{ m mat.Matrix }
+
+func (v view) DType() safetensors.DType { return safetensors.F64 }
+
+func (v view) Shape() []uint64 {
+	rows, cols := v.m.Dims()
+	if _, ok := v.m.(mat.Vector); ok {
+		return []uint64{uint64(rows)}
+	}
+	return []uint64{uint64(rows), uint64(cols)}
+}
+
+func (v view) DataLen() uint64 {
+	rows, cols := v.m.Dims()
+	return 8 * uint64(rows) * uint64(cols)
+}
+
+func (v view) Data() []byte {
+	rows, cols := v.m.Dims()
+	raw := make([]byte, 0, v.DataLen())
+	for i := range rows {
+		for j := range cols {
+			raw = binary.LittleEndian.AppendUint64(raw, math.Float64bits(v.m.At(i, j)))
+		}
+	}
+	return raw
+}
+
+// finite reports the first element that is no number.
+func (v view) finite(name string) error {
+	rows, cols := v.m.Dims()
+	for i := range rows {
+		for j := range cols {
+			if x := v.m.At(i, j); math.IsNaN(x) || math.IsInf(x, 0) {
 				return fmt.Errorf("learned tensor %q holds %v", name, x)
 			}
-			raw = binary.LittleEndian.AppendUint64(raw, math.Float64bits(x))
 		}
-		v, err := safetensors.NewTensorView(safetensors.F64, shape, raw)
-		tensors[name] = v
-		return err
 	}
+	return nil
+}
+
+// WriteLearned writes the learned tensors of blocks to a file, which appears under its name only when it is complete, and
+// returns its hash as Config.WeightsHash has it.
+func WriteLearned(path string, blocks map[string]*Learned) (string, error) {
+	tensors := map[string]view{}
 	for block, l := range blocks {
 		for part, p := range l.parts() {
 			if m := *p.weight; m != nil {
-				rows, cols := m.Dims()
-				flat := mat.NewDense(rows, cols, nil)
-				flat.Copy(m)
-				if err := put(block+"."+part+".weight", flat.RawMatrix().Data, uint64(rows), uint64(cols)); err != nil {
-					return err
-				}
+				tensors[block+"."+part+".weight"] = view{m}
 			}
 			if b := *p.bias; b != nil {
-				if err := put(block+"."+part+".bias", b, uint64(len(b))); err != nil {
-					return err
-				}
+				tensors[block+"."+part+".bias"] = view{mat.NewVecDense(len(b), b)}
 			}
+		}
+	}
+	for name, v := range tensors {
+		if err := v.finite(name); err != nil {
+			return "", err
 		}
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".learned-*")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.Remove(f.Name())
-	err = errors.Join(safetensors.SerializeToWriter(tensors, nil, f), f.Chmod(0o644), f.Sync())
+	sum := sha256.New()
+	err = errors.Join(safetensors.SerializeToWriter(tensors, nil, io.MultiWriter(f, sum)), f.Chmod(0o644), f.Sync())
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+		return "", fmt.Errorf("writing %s: %w", path, err)
 	}
-	return os.Rename(f.Name(), path)
+	return hashText(sum), os.Rename(f.Name(), path)
+}
+
+func hashText(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
+
+// checkWeights verifies that a file of learned tensors is the one with the given hash; none accepts any.
+func checkWeights(path, want string) error {
+	if want == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("weights: %w", err)
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return fmt.Errorf("weights: %w", err)
+	}
+	if have := hashText(sum); have != want {
+		return fmt.Errorf("weights_hash: %s is not the file that belongs to this configuration: its hash is %s; learn again, or leave weights_hash out to take it all the same", path, have)
+	}
+	return nil
 }
 
 // ReadLearned reads a file of learned tensors, by block.

@@ -171,7 +171,7 @@ func TestLearnedFile(t *testing.T) {
 		want[bp.Block.Name] = random(t, bp, uint64(i))
 	}
 	path := filepath.Join(t.TempDir(), "dha.safetensors")
-	if err := fusion.WriteLearned(path, want); err != nil {
+	if _, err := fusion.WriteLearned(path, want); err != nil {
 		t.Fatal(err)
 	}
 	got, err := fusion.ReadLearned(path)

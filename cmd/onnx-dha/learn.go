@@ -214,17 +214,19 @@ func withTimeLeft(step func(done, total int, what string)) func(done, total int,
 	}
 }
 
-// writeLearned writes the weights, then the configuration that names them: a configuration is never there without its
-// weights.
+// writeLearned writes the weights, then the configuration that names them with their hash: a configuration is never there
+// without its weights, and an older one beside them is noticed.
 func writeLearned(path, weights string, cfg *fusion.Config, learned map[string]*fusion.Learned, inputs []string) error {
+	if len(learned) > 0 {
+		hash, err := fusion.WriteLearned(weights, learned)
+		if err != nil {
+			return coded(exitUsage, err)
+		}
+		cfg.WeightsHash = hash
+	}
 	data, err := cfg.Marshal()
 	if err != nil {
 		return err
-	}
-	if len(learned) > 0 {
-		if err := fusion.WriteLearned(weights, learned); err != nil {
-			return coded(exitUsage, err)
-		}
 	}
 	return writeFile(path, data, inputs...)
 }
