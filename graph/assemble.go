@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"fmt"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -14,6 +15,17 @@ func (m *Model) assemble() *onnxpb.ModelProto {
 	pb := shallow(m.Proto, nil)
 	pb.Graph = m.Graph.assemble()
 	return pb
+}
+
+// Message returns a copy of the whole model as one message, for models that were built in memory and are small. Weights
+// that are still in a file, or that are made while they are saved, are an error.
+func (m *Model) Message() (*onnxpb.ModelProto, error) {
+	for _, t := range m.lazy {
+		if len(t.parts) > 0 || t.ext != nil || t.computed != nil {
+			return nil, fmt.Errorf("%s is not in memory: save the model and read the file", t.describe())
+		}
+	}
+	return proto.Clone(m.assemble()).(*onnxpb.ModelProto), nil
 }
 
 func (g *Graph) assemble() *onnxpb.GraphProto {

@@ -31,6 +31,7 @@ type Options struct {
 	Batch  int  // 2; used when Static
 	Seq    int  // 5; used when Static
 	Past   int  // 3; used when Static and Cache
+	Stage  Stage
 
 	Seed  uint64                      // of the weights: same options, same bytes
 	DType onnxpb.TensorProto_DataType // FLOAT (the zero value means that too) or FLOAT16
@@ -47,6 +48,16 @@ type Options struct {
 	Mask        Mask   // how scores are hidden (TorchScript Llama families)
 	Causal      Causal // how the causal mask is made (TorchScript Llama families)
 }
+
+// Stage says which of the two models of a decoder is meant that is exported as a pair.
+type Stage string
+
+// Stages. The first step takes no cache and gives one, which with cross attention holds the keys and values of the
+// encoder's states as well. The next ones take it, in place of the encoder's states, and give back what grew.
+const (
+	First Stage = "first"
+	Next  Stage = "next"
+)
 
 // Scale says where a graph multiplies by 1/√d.
 type Scale string
@@ -244,6 +255,9 @@ func (f Family) resolve(o Options) (Options, error) {
 			return o, fmt.Errorf("test model %s: %s is %d, want 0 (the default) or more", f.Name, v.name, v.n)
 		}
 	}
+	if o.Stage == Next {
+		o.Cache = true
+	}
 	orDefault(&o.Layers, 2)
 	orDefault(&o.Heads, 4)
 	if f.preset != nil {
@@ -267,7 +281,9 @@ func (f Family) resolve(o Options) (Options, error) {
 		o.Causal = CausalRange // Trilu came with opset 14
 	}
 	switch {
-	case o.Cache && !f.Decoder:
+	case o.Cache && o.Stage == First:
+		return o, fmt.Errorf("test model %s: a first step has no cache yet", f.Name)
+	case (o.Cache || o.Stage != "") && !f.Decoder:
 		return o, fmt.Errorf("test model %s: an encoder has no cache", f.Name)
 	case o.Opset < max(f.oldest, 11):
 		return o, fmt.Errorf("test model %s: opset %d is older than its operators, want %d or more", f.Name, o.Opset, max(f.oldest, 11))

@@ -50,7 +50,9 @@ func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error
 	}
 	if a.cross {
 		n := s.Seq + 2
-		in["encoder_hidden_states"] = normal(s.Batch, n, a.model)
+		if o.Stage != Next {
+			in["encoder_hidden_states"] = normal(s.Batch, n, a.model)
+		}
 		in["encoder_attention_mask"] = mask(s.Batch, n, s.Pad, false)
 	} else {
 		in["attention_mask"] = mask(s.Batch, s.Past+s.Seq, s.Pad, f.Decoder)
@@ -65,6 +67,11 @@ func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error
 		past, _ := cacheNames(a, i)
 		in[past[0]] = normal(s.Batch, a.kvHeads, s.Past, a.headDim)
 		in[past[1]] = normal(s.Batch, a.kvHeads, s.Past, a.headDim)
+		if a.cross && o.Stage == Next {
+			past, _ = crossNames(i)
+			in[past[0]] = normal(s.Batch, a.kvHeads, s.Seq+2, a.headDim)
+			in[past[1]] = normal(s.Batch, a.kvHeads, s.Seq+2, a.headDim)
+		}
 	}
 	return in, nil
 }

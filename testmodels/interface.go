@@ -22,6 +22,15 @@ func cacheNames(a *arch, i int) (past, present [2]string) {
 	return past, present
 }
 
+// crossNames returns the names of layer i's cross-attention caches, key first.
+func crossNames(i int) (past, present [2]string) {
+	for n, kv := range [2]string{"key", "value"} {
+		past[n] = fmt.Sprintf("past_key_values.%d.encoder.%s", i, kv)
+		present[n] = fmt.Sprintf("present.%d.encoder.%s", i, kv)
+	}
+	return past, present
+}
+
 // dims of inputs and outputs: names, or numbers when the model is static.
 func (e *emitter) batchDim() any { return e.either(e.o.Batch, "batch_size") }
 func (e *emitter) seqDim() any   { return e.either(e.o.Seq, "sequence_length") }
@@ -77,12 +86,15 @@ func (e *emitter) pasts() [][2]wire {
 }
 
 // append joins the past of layer i and the new keys and values on axis, under the names of the present outputs. Without
-// a cache it returns what it was given.
+// a cache it returns what it was given, under these names where it is the beginning of one.
 func (e *emitter) append(pasts [][2]wire, i, axis int, k, v wire) (wire, wire) {
-	if pasts == nil {
+	_, present := cacheNames(e.a, i)
+	switch {
+	case e.o.Stage == First:
+		return e.to(present[0]).op("Identity", k), e.to(present[1]).op("Identity", v)
+	case pasts == nil:
 		return k, v
 	}
-	_, present := cacheNames(e.a, i)
 	k = e.to(present[0]).concat(axis, pasts[i][0], k)
 	v = e.to(present[1]).concat(axis, pasts[i][1], v)
 	return k, v
@@ -98,7 +110,7 @@ func (e *emitter) outputs() {
 	default:
 		e.output("logits", e.batchDim(), e.seqDim(), e.a.vocab)
 	}
-	if !e.o.Cache {
+	if !e.o.Cache && e.o.Stage != First {
 		return
 	}
 	for i := range e.a.layers {
@@ -106,7 +118,34 @@ func (e *emitter) outputs() {
 		for _, name := range present {
 			e.output(name, e.batchDim(), e.a.kvHeads, e.totalDim(), e.a.headDim)
 		}
+		if e.a.cross && e.o.Stage == First {
+			_, present = crossNames(i)
+			for _, name := range present {
+				e.output(name, e.batchDim(), e.a.kvHeads, e.encoderDim(), e.a.headDim)
+			}
+		}
 	}
+}
+
+// encoderDim is the length of the encoder's states, unlike the decoder's.
+func (e *emitter) encoderDim() any { return e.either(e.encoderSeq(), "encoder_sequence_length") }
+
+// crossPasts declares the cache inputs of layer i's cross attention.
+func (e *emitter) crossPasts(i int) (k, v wire) {
+	past, _ := crossNames(i)
+	input := func(name string) wire {
+		return e.float(name, e.batchDim(), e.a.kvHeads, e.encoderDim(), e.a.headDim)
+	}
+	return input(past[0]), input(past[1])
+}
+
+// crossed names what the first step gives to the cache of layer i's cross attention.
+func (e *emitter) crossed(i int, k, v wire) (wire, wire) {
+	if e.o.Stage != First {
+		return k, v
+	}
+	_, present := crossNames(i)
+	return e.to(present[0]).op("Identity", k), e.to(present[1]).op("Identity", v)
 }
 
 func (e *emitter) output(name string, dims ...any) {

@@ -27,9 +27,10 @@ func buildT5(e *emitter) {
 	stack := "encoder"
 	if a.cross {
 		stack = "decoder"
-		length := e.either(e.encoderSeq(), "encoder_sequence_length")
-		states = e.float("encoder_hidden_states", e.batchDim(), length, a.model)
-		stateMask = e.g.AddInput("encoder_attention_mask", intType(e.batchDim(), length))
+		if e.o.Stage != Next {
+			states = e.float("encoder_hidden_states", e.batchDim(), e.encoderDim(), a.model)
+		}
+		stateMask = e.g.AddInput("encoder_attention_mask", intType(e.batchDim(), e.encoderDim()))
 	} else {
 		mask = e.attentionMask()
 	}
@@ -58,8 +59,13 @@ func buildT5(e *emitter) {
 				next := 1
 				if a.cross {
 					x = e.sublayer(1, layer(i, "cross_norm"), x, "EncDecAttention", func(y wire) wire {
-						kv := func(y wire) (wire, wire) { return e.t5Heads(y, i, "cross_k"), e.t5Heads(y, i, "cross_v") }
-						return e.t5Attention(i, "cross_", y, states, kv, e.t5CrossBias(y, states, stateMask))
+						kv := func(y wire) (wire, wire) {
+							if e.o.Stage == Next {
+								return e.crossPasts(i)
+							}
+							return e.crossed(i, e.t5Heads(y, i, "cross_k"), e.t5Heads(y, i, "cross_v"))
+						}
+						return e.t5Attention(i, "cross_", y, states, kv, e.t5CrossBias(y, stateMask))
 					})
 					next = 2
 				}
@@ -145,8 +151,8 @@ func (e *emitter) t5Bias(seq, total size) wire {
 	return e.slice(bias, 2, start, end)
 }
 
-// t5CrossBias is the zero bias [1, H, S, T] that a layer without a table makes, plus the mask.
-func (e *emitter) t5CrossBias(x, states, mask wire) wire {
-	shape := e.shape(num(1), num(e.a.heads), e.dim(x, 1, e.o.Seq), e.dim(states, 1, e.encoderSeq()))
+// t5CrossBias is the zero bias [1, H, S, T] that a layer without a table makes, plus the mask [B, 1, 1, T].
+func (e *emitter) t5CrossBias(x, mask wire) wire {
+	shape := e.shape(num(1), num(e.a.heads), e.dim(x, 1, e.o.Seq), e.dim(mask, 3, e.encoderSeq()))
 	return e.op("Add", e.filled(shape, 0), mask)
 }
