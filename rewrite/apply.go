@@ -72,7 +72,11 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 			return err
 		}
 	}
+	if err := c.foldScale(); err != nil {
+		return err
+	}
 	q := changes(bp, c.order)[0]
+	q.factor = c.factor
 	q.touched = q.alters()
 
 	// Changes by projection, in the order query, key, value.

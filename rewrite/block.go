@@ -1,6 +1,7 @@
 package rewrite
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -50,10 +51,13 @@ type change struct {
 	// the columns of new head g are those of head column[g] (g where column is nil).
 	learned, learnedBias *mat.Dense
 	column               []int
+	factor               float64 // on all heads; 0 stands for 1
 }
 
 // alters reports whether the projection's weights change.
-func (c change) alters() bool { return c.learned != nil || !c.IsIdentity() }
+func (c change) alters() bool {
+	return c.learned != nil || !c.IsIdentity() || c.factor != 0 && c.factor != 1
+}
 
 // entry is channel ch of new head g: a learned column, or the mix of that channel of the group's heads, which lie at
 // at(head).
@@ -62,11 +66,11 @@ func (c change) entry(g, ch int, learned *mat.Dense, at func(head int) int) []te
 		if c.column != nil {
 			g = c.column[g]
 		}
-		return []term{{at: g*len(c.path.Columns[0]) + ch, weight: 1, from: learned}}
+		return []term{{at: g*len(c.path.Columns[0]) + ch, weight: cmp.Or(c.factor, 1), from: learned}}
 	}
 	var ts []term
 	for j, h := range c.Groups[g] {
-		ts = append(ts, term{at: at(h), weight: c.Weights[g][j]})
+		ts = append(ts, term{at: at(h), weight: c.Weights[g][j] * cmp.Or(c.factor, 1)})
 	}
 	return ts
 }
@@ -280,7 +284,7 @@ func (c change) bias(b attention.Side, l attention.Layout, r rows) (*graph.Tenso
 			if l.Outer > 1 {
 				at = (ch/l.Inner*heads+g)*l.Inner + ch%l.Inner
 			}
-			x[at] = from.from.At(0, from.at)
+			x[at] = from.weight * from.from.At(0, from.at)
 		}
 	}
 	if b.Node.Is("Sub") {

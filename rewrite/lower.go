@@ -18,7 +18,8 @@ type core struct {
 	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
 	// context the one at each place of the output projection's input.
 	order, context []int
-	buffered       bool // the products cover a buffer, filled or not
+	buffered       bool    // the products cover a buffer, filled or not
+	factor         float64 // on the query projection; 0 stands for 1
 }
 
 // lowering is one form of an attention core.
