@@ -51,6 +51,22 @@ func readArrays(path string, o Options) (*Set, error) {
 		return nil, fmt.Errorf("%w; want the .npz format of NumPy", plain(err))
 	}
 	defer z.Close()
+	arrays, err := arraysOf(&z.Reader)
+	if err != nil {
+		return nil, err
+	}
+	if len(arrays) == 1 {
+		for _, name := range []string{"input_ids", "tokens"} {
+			if t := arrays[name]; t != nil && isTokens(t) {
+				return tokenSet(t, o)
+			}
+		}
+	}
+	return tensorSet(arrays, o)
+}
+
+// arraysOf reads every array of an archive by its name.
+func arraysOf(z *zip.Reader) (map[string]*ort.Tensor, error) {
 	arrays := map[string]*ort.Tensor{}
 	for _, f := range z.File {
 		name := strings.TrimSuffix(f.Name, ".npy")
@@ -67,14 +83,7 @@ func readArrays(path string, o Options) (*Set, error) {
 			return nil, fmt.Errorf("array %q: %w", name, err)
 		}
 	}
-	if len(arrays) == 1 {
-		for _, name := range []string{"input_ids", "tokens"} {
-			if t := arrays[name]; t != nil && isTokens(t) {
-				return tokenSet(t, o)
-			}
-		}
-	}
-	return tensorSet(arrays, o)
+	return arrays, nil
 }
 
 // isTokens reports whether an array that stands by itself is taken for token ids: whole numbers in one row or several.

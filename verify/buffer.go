@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"slices"
+	"time"
 
 	"onnx-dha/ort"
 )
@@ -32,7 +33,9 @@ func (m *Model) run(ctx context.Context, in map[string]*ort.Tensor) (map[string]
 		}
 		given[c.Past] = buffer
 	}
+	start := time.Now()
 	out, err := m.session.Run(ctx, given)
+	m.spent += time.Since(start)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"onnx-dha/graph"
 	"onnx-dha/ort"
@@ -14,6 +15,7 @@ type Model struct {
 	*Signature
 	Path    string
 	session *ort.Session
+	spent   time.Duration // in runs
 }
 
 // Open loads a model for running. The ONNX Runtime library must have been opened.
@@ -123,6 +125,24 @@ func (d *Decoder) Step(ctx context.Context, tokens [][]int64, real [][]bool) (ma
 	}
 	d.past += n
 	return out, nil
+}
+
+// adopt takes over where another model's decoder is, which has fed the same tokens: its caches with the heads of this
+// model.
+func (d *Decoder) adopt(o *Decoder, maps headMaps) error {
+	caches := map[string]*ort.Tensor{}
+	for name, t := range o.caches {
+		expanded, err := maps.expand(name, t)
+		if err != nil {
+			return err
+		}
+		caches[name] = expanded
+	}
+	d.caches, d.past = caches, o.past
+	for b := range o.tokens {
+		d.tokens[b], d.real[b] = slices.Clone(o.tokens[b]), slices.Clone(o.real[b])
+	}
+	return nil
 }
 
 // refusal is the runtime's error on inputs that could be made: the model does not do what was asked of it.

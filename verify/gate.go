@@ -9,7 +9,7 @@ import (
 
 // Gate is one limit of one section with the worst value that was measured against it.
 type Gate struct {
-	Section string // "rewrite_error", "drift" or "golden"
+	Section string // "rewrite_error", "drift", "golden" or "original_golden"
 	Metric  string // its name in limits
 	AtMost  bool   // whether the bound is an upper one
 	Bound   float64
@@ -49,7 +49,7 @@ func (r *Report) Judge() {
 	for _, s := range []struct {
 		name    string
 		section *Section
-	}{{"rewrite_error", r.Exact}, {"drift", r.Drift}, {"golden", r.Golden}} {
+	}{{"rewrite_error", r.Exact}, {"drift", r.Drift}, {"golden", r.Golden}, {"original_golden", r.OriginalGolden}} {
 		if s.section != nil {
 			out = append(out, s.section.gates(s.name)...)
 		}
@@ -147,7 +147,7 @@ func (s *Section) first(l Limit, row metric, broken Line) *Where {
 		}
 		for step, m := range line.PerStep {
 			if beyond(m) {
-				return &Where{line.Case, line.Output, step}
+				return &Where{line.Case, line.Output, line.StepOf[step]}
 			}
 		}
 		if len(line.PerStep) == 0 && beyond(line.Metrics) {

@@ -25,6 +25,10 @@ type Case struct {
 	Sizes map[string]int
 	// Feeds supplies values of inputs; the others are generated.
 	Feeds map[string]*ort.Tensor
+	// Tokens are the new tokens, [Batch][Seq]; nil for random ones.
+	Tokens [][]int64
+	// Expected are outputs that the case's source says the original gives; nil when it says nothing.
+	Expected map[string]*ort.Tensor
 }
 
 // defaultEncoder is odd and differs from every default length, so that mistaking one axis for another shows.

@@ -1,5 +1,7 @@
 package verify
 
+import "onnx-dha/ort"
+
 // LayerReport says how a rewritten model departs from its references layer by layer, in the order of the graph.
 type LayerReport struct {
 	Layers []LayerDrift `json:"layers"`
@@ -44,4 +46,67 @@ type LayerPlace struct {
 	Layer int    `json:"layer"`
 	Block string `json:"block"`
 	Point Point  `json:"point"`
+}
+
+// compareTaps adds one run to the layers.
+func (r *pairRun) compareTaps(s *section, ref, got map[string]*ort.Tensor, real [][]bool) {
+	for _, t := range r.taps {
+		to := &t.drift
+		if s == r.exact {
+			to, real = &t.exact, nil
+		}
+		a, b := ref[t.value], got[t.value]
+		if a == nil || b == nil {
+			continue // steps of a model without a cache are compared by their logits alone
+		}
+		if *to == nil {
+			*to = &line{name: allCases, output: t.value, cache: t.Point == KeyCachePoint || t.Point == ValueCachePoint, meter: Meter{trace: true}}
+		}
+		l := *to
+		l.steps++
+		l.at = append(l.at, r.step)
+		b, err := r.maps.expand(t.value, b)
+		if err == nil {
+			err = l.meter.Add(a, b, real)
+		}
+		if err != nil {
+			l.err = err.Error()
+		}
+	}
+}
+
+// layers sums up what was compared at the taps.
+func (r *pairRun) layers() *LayerReport {
+	if len(r.Taps) == 0 {
+		return nil
+	}
+	out := &LayerReport{Layers: []LayerDrift{}, Untapped: r.untapped}
+	exact := Tolerance{}
+	if r.exact != nil {
+		exact = r.exact.tolerance
+	}
+	for _, t := range r.taps {
+		if n := len(out.Layers); n == 0 || out.Layers[n-1].Layer != t.Layer {
+			out.Layers = append(out.Layers, LayerDrift{Layer: t.Layer, Block: t.Block})
+		}
+		layer := &out.Layers[len(out.Layers)-1]
+		p := LayerPoint{Point: t.Point, Value: t.value}
+		place := &LayerPlace{t.Layer, t.Block, t.Point}
+		if t.exact != nil {
+			l := t.exact.judged(exact)
+			p.Exact = &l
+			if !l.Passed() && out.Error == nil {
+				out.Error = place
+			}
+		}
+		if t.drift != nil {
+			l := t.drift.judged(Tolerance{})
+			p.Drift = &l
+			if out.Drift == nil && !(l.Passed() && l.Metrics.MaxRel <= Exact().For(r.original.Precision).Limits[0].Bound) {
+				out.Drift = place
+			}
+		}
+		layer.Points = append(layer.Points, p)
+	}
+	return out
 }

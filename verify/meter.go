@@ -284,9 +284,13 @@ func (m *Meter) Merge(o *Meter) {
 // Metrics returns what has been added so far.
 func (m *Meter) Metrics() Metrics {
 	out := Metrics{
-		Elements: m.elements, NonFinite: m.nonFinite, LeftOut: m.leftOut, Bad: m.bad, Scale: m.scale,
+		Elements: m.elements, NonFinite: m.nonFinite, LeftOut: m.leftOut, Scale: m.scale,
 		MaxAbs: m.maxAbs, MaxRel: m.maxRel, Cosine: 1, SQNR: math.Inf(1), PSNR: math.Inf(1),
 		P99Abs: min(m.abs.quantile(0.99), m.maxAbs), P99Rel: min(m.rel.quantile(0.99), m.maxRel),
+	}
+	if m.bad != nil {
+		bad := *m.bad
+		out.Bad = &bad
 	}
 	if m.elements > 0 {
 		out.MeanAbs, out.MeanRel = m.sumAbs/float64(m.elements), m.sumRel/float64(m.elements)

@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	"onnx-dha/graph"
 	"onnx-dha/ort"
 	"onnx-dha/rewrite"
 )
@@ -41,9 +43,22 @@ type Request struct {
 	Sizes        map[string]int         // see Case
 	Feeds        map[string]*ort.Tensor // see Case
 	Session      ort.Options
+	// Reference is how the original and the tied reference run; nil for Session.
+	Reference *ort.Options
+	// Taps are values inside the models that are compared too, for Report.Layers.
+	Taps []Tap
+	// Inputs names the source of Cases; empty for generated ones.
+	Inputs string
+	// Record, when not nil, is told the inputs of each run that drift is measured on, and what the original gives.
+	Record *Recorder
 	// Progress, when not nil, is told after each piece of work how much is done.
 	Progress func(done, total int, what string)
 }
+
+// exactSteps is how many steps after the prefill the tied reference follows in a decode; it then sits out until the last
+// step, which it starts from the caches of the rewritten model: a rewrite that is exact from any one step to the next, and
+// was from the start, is exact all along, and the reference need not be run twenty times to show it.
+const exactSteps = 4
 
 // Steps and prompt length when a request names none.
 const (
@@ -96,11 +111,18 @@ type pairRun struct {
 	tied                *Model // nil without a reference
 	maps                headMaps
 	exact, drift        *section
+	golden, given       *section // rewritten and original against outputs that came with the inputs; nil without any
+	taps                []*settled
+	untapped            []string
 	notes               []string
+	step                int // of the decode under way
+	timing              Timing
+	started             time.Time
 }
 
 func newPairRun(q Request) (*pairRun, error) {
-	r := &pairRun{Request: q, maps: mapsByName(q.Caches)}
+	r := &pairRun{Request: q, maps: mapsByName(q.Caches), started: time.Now()}
+	r.timing.Load, r.timing.Run = map[string]float64{}, map[string]float64{}
 	if err := r.open(); err != nil {
 		r.close()
 		return nil, err
@@ -122,11 +144,18 @@ func (r *pairRun) open() (err error) {
 	if err := errors.Join(exact.Check(), drift.Check()); err != nil {
 		return err
 	}
-	if r.original, err = Open(q.Original, q.Session); err != nil {
-		return fmt.Errorf("original: %w", err)
+	if err := r.settle(); err != nil {
+		return err
 	}
-	if r.rewritten, err = Open(q.Rewritten, q.Session); err != nil {
-		return fmt.Errorf("rewritten: %w", err)
+	reference := q.Session
+	if q.Reference != nil {
+		reference = *q.Reference
+	}
+	if r.original, err = r.load("original", q.Original, reference); err != nil {
+		return err
+	}
+	if r.rewritten, err = r.load("rewritten", q.Rewritten, q.Session); err != nil {
+		return err
 	}
 	if err := sameInputs(r.original, r.rewritten); err != nil {
 		return err
@@ -145,8 +174,8 @@ func (r *pairRun) open() (err error) {
 		agree(r.rewritten, r.original)
 		return nil
 	}
-	if r.tied, err = Open(q.Tied, q.Session); err != nil {
-		return fmt.Errorf("tied reference: %w", err)
+	if r.tied, err = r.load("tied reference", q.Tied, reference); err != nil {
+		return err
 	}
 	if err := sameInputs(r.tied, r.rewritten); err != nil {
 		return err
@@ -155,6 +184,48 @@ func (r *pairRun) open() (err error) {
 	r.tied.Logits = r.original.Logits
 	r.exact = &section{reference: r.tied, tolerance: exact.For(r.original.Precision)}
 	return nil
+}
+
+// settle chooses the wires that are tapped in all models.
+func (r *pairRun) settle() error {
+	if len(r.Taps) == 0 {
+		return nil
+	}
+	var models []*graph.Model
+	for _, path := range []string{r.Original, r.Rewritten, r.Tied} {
+		if path == "" {
+			continue
+		}
+		m, err := graph.Load(path)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		models = append(models, m)
+	}
+	r.taps, r.untapped = settleTaps(r.Taps, models...)
+	return nil
+}
+
+// load opens one of the models, with the tapped wires as outputs.
+func (r *pairRun) load(what, path string, o ort.Options) (*Model, error) {
+	start := time.Now()
+	var m *Model
+	var err error
+	if len(r.taps) == 0 {
+		m, err = Open(path, o)
+	} else {
+		var values []string
+		for _, t := range r.taps {
+			values = append(values, t.value)
+		}
+		m, err = openTapped(path, values, o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	r.timing.Load[what] = time.Since(start).Seconds()
+	return m, nil
 }
 
 // agree gives inputs of one name the same meaning in all models: what an input is an index into can be hidden in one of
@@ -180,6 +251,7 @@ func (r *pairRun) close() {
 			m.Close()
 		}
 	}
+	r.original, r.rewritten, r.tied = nil, nil, nil
 }
 
 // sameInputs verifies that two models can be fed the same.
@@ -187,6 +259,9 @@ func sameInputs(a, b *Model) error {
 	for _, pair := range [][2]*Model{{a, b}, {b, a}} {
 		for _, in := range pair[0].Inputs {
 			other := pair[1].input(in.Name)
+			if other == nil && in.Role == Places {
+				continue // says nothing that the other does not see by its cache
+			}
 			if other == nil {
 				return fmt.Errorf("model %q has an input %q that model %q lacks; its inputs are %v",
 					pair[0].Path, in.Name, pair[1].Path, pair[1].inputNames())
@@ -230,8 +305,8 @@ func (r *pairRun) prompt(count, n int) [][]int64 {
 func (r *pairRun) single(ctx context.Context, c Case) error {
 	c = r.original.settle(c)
 	c.Sizes, c.Feeds = merge(r.Sizes, c.Sizes), merge(r.Feeds, c.Feeds)
-	b := batch{Case: c, seed: r.Seed}
-	if r.Text != nil {
+	b := batch{Case: c, seed: r.Seed, tokens: c.Tokens}
+	if r.Text != nil && b.tokens == nil {
 		b.tokens = r.prompt(c.Batch, c.Seq)
 	}
 	if c.Padding {
@@ -261,7 +336,7 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 	if r.exact == nil && !drifts {
 		return nil
 	}
-	got, err := r.rewritten.session.Run(ctx, in)
+	got, err := r.rewritten.run(ctx, in)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -274,13 +349,19 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 		if err != nil {
 			return fmt.Errorf("case %s, model %q: %w", c.Name, s.reference.Path, err)
 		}
-		ref, err := s.reference.session.Run(ctx, refIn)
+		ref, err := s.reference.run(ctx, refIn)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err != nil {
 			r.note("case %s is left out: %v", c.Name, err)
 			return nil
+		}
+		if s == r.drift {
+			if err := r.Record.single(r.original, c.Name, refIn, ref, newest(b.real, c.Seq)); err != nil {
+				return err
+			}
+			r.expected(c, ref, got)
 		}
 		if failure != nil {
 			s.fail(c.Name, failure)
@@ -308,7 +389,7 @@ func (r *pairRun) hidden(ctx context.Context, b batch) error {
 		if err != nil {
 			return fmt.Errorf("case %s, model %q: %w", b.Name, m.Path, err)
 		}
-		out[i], err = m.session.Run(ctx, in)
+		out[i], err = m.run(ctx, in)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -367,6 +448,7 @@ func (r *pairRun) compare(s *section, name string, ref, got map[string]*ort.Tens
 		}
 		l := s.line(name, output, s.reference.Logits == output, cache)
 		l.steps++
+		l.at = append(l.at, r.step)
 		t, ok := got[output]
 		if !ok {
 			l.err = fmt.Sprintf("the rewritten model has no output %q", output)
@@ -384,6 +466,7 @@ func (r *pairRun) compare(s *section, name string, ref, got map[string]*ort.Tens
 			l.err = err.Error()
 		}
 	}
+	r.compareTaps(s, ref, got, real)
 }
 
 // decodeCase is a prefill and the steps after it.
@@ -455,10 +538,20 @@ func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
 		d.sizes = r.Sizes
 		decoders[m] = d
 	}
+	var fed [][][]int64
+	var scores []*ort.Tensor
+	defer func() { r.step = 0 }()
 	for step := 0; step <= c.steps; step++ {
+		r.step = step
 		out := map[*Model]map[string]*ort.Tensor{}
+		exact := r.tied != nil && (step <= exactSteps || step == c.steps)
+		if exact && step > exactSteps+1 {
+			if err := decoders[r.tied].adopt(decoders[r.rewritten], r.maps); err != nil {
+				return fmt.Errorf("%s, step %d: %w", c.name, step, err)
+			}
+		}
 		for _, m := range []*Model{r.original, r.tied, r.rewritten} {
-			if m == nil {
+			if m == nil || m == r.tied && !exact {
 				continue
 			}
 			o, err := decoders[m].Step(ctx, tokens, real)
@@ -481,8 +574,9 @@ func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
 			}
 			out[m] = o
 		}
+		fed, scores = append(fed, tokens), append(scores, out[r.original][r.original.Logits])
 		for _, s := range []*section{r.exact, r.drift} {
-			if s == nil {
+			if s == nil || s == r.exact && !exact {
 				continue
 			}
 			ref := out[s.reference]
@@ -502,7 +596,7 @@ func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
 		}
 		real = nil
 	}
-	return nil
+	return r.Record.decode(r.original, c, fed, scores, fixed[r.original])
 }
 
 // fixedInputs makes, for each model, the inputs that stay the same through a decode and whose heads must be mapped:
@@ -544,18 +638,32 @@ func (r *pairRun) fixedInputs(n int) (map[*Model]map[string]*ort.Tensor, error) 
 func (r *pairRun) report() (*Report, error) {
 	rep := &Report{
 		Schema: SchemaVersion, Original: filepath.Base(r.Original), Rewritten: filepath.Base(r.Rewritten), Inputs: "generated",
-		Runtime: ort.Version(), Provider: cmp.Or(r.Session.Provider, "cpu"), Seed: r.Seed, Notes: r.notes,
+		Runtime: ort.Version(), Provider: cmp.Or(r.Session.Provider, "cpu"), Seed: r.Seed, Notes: r.notes, Layers: r.layers(),
+	}
+	rep.Inputs = cmp.Or(r.Inputs, rep.Inputs)
+	if r.Reference != nil && cmp.Or(r.Reference.Provider, "cpu") != rep.Provider {
+		rep.ReferenceProvider = cmp.Or(r.Reference.Provider, "cpu")
 	}
 	if r.exact != nil {
 		rep.Exact = r.exact.result("tied reference")
 	}
 	rep.Drift = r.drift.result("original")
+	if r.golden != nil {
+		rep.Golden, rep.OriginalGolden = r.golden.result("expected outputs"), r.given.result("expected outputs")
+	}
 	if len(rep.Drift.Lines) == 0 {
 		rep.Notes = append(rep.Notes, "drift was not measured: every case starts from an invented cache")
 	}
 	if len(rep.Drift.Lines) == 0 && (rep.Exact == nil || len(rep.Exact.Lines) == 0) {
 		return nil, fmt.Errorf("nothing could be compared: %s", cmp.Or(strings.Join(r.notes, "; "), "no case was given"))
 	}
+	for what, m := range map[string]*Model{"original": r.original, "rewritten": r.rewritten, "tied reference": r.tied} {
+		if m != nil {
+			r.timing.Run[what] = m.spent.Seconds()
+		}
+	}
+	r.timing.Total = time.Since(r.started).Seconds()
+	rep.Timing = &r.timing
 	rep.Judge()
 	return rep, nil
 }

@@ -226,7 +226,12 @@ func TestProgressAndDeterminism(t *testing.T) {
 		if i == 2 {
 			q.Seed++
 		}
-		if err := run(t, q).WriteJSON(&out[i]); err != nil {
+		r := run(t, q)
+		if r.Timing == nil || r.Timing.Total <= 0 || r.Timing.Run["rewritten"] <= 0 || r.Timing.Load["tied reference"] <= 0 {
+			t.Errorf("times: %+v", r.Timing)
+		}
+		r.Timing = nil // all that may differ
+		if err := r.WriteJSON(&out[i]); err != nil {
 			t.Fatal(err)
 		}
 		if last != total {
@@ -374,6 +379,7 @@ func TestReportForPrograms(t *testing.T) {
 		Schema                                         int
 		Original, Rewritten, Runtime, Provider, Inputs string
 		Gates                                          []map[string]any
+		Timing                                         map[string]any
 		Seed                                           *uint64
 		Passed                                         *bool
 		RewritePassed                                  *bool `json:"rewrite_passed"`

@@ -23,9 +23,11 @@ type Report struct {
 	Seed              uint64 `json:"seed"`
 	Inputs            string `json:"inputs"` // where the inputs come from: "generated", or a source's name
 
-	Exact  *Section `json:"rewrite_error,omitempty"` // against the tied reference; nil without one
-	Drift  *Section `json:"drift"`                   // against the original
-	Golden *Section `json:"golden,omitempty"`        // against outputs that came with the inputs
+	Exact *Section `json:"rewrite_error,omitempty"` // against the tied reference; nil without one
+	Drift *Section `json:"drift"`                   // against the original, or what was recorded of it
+	// Golden compares with outputs that came with the inputs, OriginalGolden the original with them.
+	Golden         *Section `json:"golden,omitempty"`
+	OriginalGolden *Section `json:"original_golden,omitempty"`
 	// Gates are all limits, each with its worst value: which one is broken, by how much, where first.
 	Gates []Gate `json:"gates"`
 
@@ -60,6 +62,7 @@ type Line struct {
 	Diverges  *int       `json:"first_diverging_step,omitempty"`
 	Metrics   Metrics    `json:"metrics"`
 	PerStep   []Metrics  `json:"-"` // of each run, when there are several
+	StepOf    []int      `json:"-"` // the step of each of PerStep
 	Histogram *Histogram `json:"histogram,omitempty"`
 	Limits    int        `json:"limits"`           // how many limits the line is held to
 	Broken    []string   `json:"broken,omitempty"` // why it fails; empty when it passes
@@ -162,7 +165,9 @@ func (s *Section) Passed() bool {
 func (r *Report) RewritePassed() bool { return r.Exact.Passed() }
 
 // DriftPassed reports whether the drift is within tolerance, from the original and from outputs that came with the inputs.
-func (r *Report) DriftPassed() bool { return r.Drift.Passed() && r.Golden.Passed() }
+func (r *Report) DriftPassed() bool {
+	return r.Drift.Passed() && r.Golden.Passed() && r.OriginalGolden.Passed()
+}
 
 // ProvidersPassed reports whether providers agree, as far as they were compared.
 func (r *Report) ProvidersPassed() bool {
@@ -207,14 +212,17 @@ func (l Line) MarshalJSON() ([]byte, error) {
 		plain
 		PerStep map[string][]any `json:"per_step,omitempty"`
 		Passed  bool             `json:"passed"`
-	}{plain(l), stepLists(l.PerStep), l.Passed()})
+	}{plain(l), stepLists(l.PerStep, l.StepOf), l.Passed()})
 }
 
-func stepLists(steps []Metrics) map[string][]any {
+func stepLists(steps []Metrics, numbers []int) map[string][]any {
 	if len(steps) == 0 {
 		return nil
 	}
 	out := map[string][]any{}
+	for _, n := range numbers {
+		out["step"] = append(out["step"], n)
+	}
 	for _, name := range stepColumns {
 		for _, m := range steps {
 			if x, ok := m.Value(name); ok {
@@ -268,6 +276,7 @@ type line struct {
 	name, output  string
 	logits, cache bool
 	steps         int
+	at            []int // the step of each
 	err           string
 	meter         Meter
 }
@@ -315,11 +324,19 @@ func (s *section) result(reference string) *Section {
 	return out
 }
 
+// stepOf is the step of the n-th comparison.
+func (l *line) stepOf(n int) int {
+	if n < len(l.at) {
+		return l.at[n]
+	}
+	return n
+}
+
 // judged returns the line's result under a tolerance.
 func (l *line) judged(t Tolerance) Line {
 	r := Line{
 		Case: l.name, Output: l.output, Kind: OtherOutput,
-		Steps: l.steps, WorstStep: l.meter.WorstAdd(), Metrics: l.meter.Metrics(),
+		Steps: l.steps, WorstStep: l.stepOf(l.meter.WorstAdd()), Metrics: l.meter.Metrics(),
 	}
 	switch {
 	case l.logits:
@@ -328,10 +345,14 @@ func (l *line) judged(t Tolerance) Line {
 		r.Kind = CacheOutput
 	}
 	if at, ok := l.meter.Diverged(); ok && l.logits && l.name != allCases {
+		at = l.stepOf(at)
 		r.Diverges = &at
 	}
-	if len(l.meter.steps) > 1 {
-		r.PerStep = l.meter.steps
+	if r.Metrics.Bad != nil {
+		r.Metrics.Bad.Step = l.stepOf(r.Metrics.Bad.Step)
+	}
+	if len(l.meter.steps) > 1 && len(l.meter.steps) == len(l.at) {
+		r.PerStep, r.StepOf = l.meter.steps, l.at
 	}
 	if l.meter.elements > 0 {
 		r.Histogram = l.meter.abs.histogram()

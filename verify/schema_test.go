@@ -50,6 +50,8 @@ func filled(typ reflect.Type) reflect.Value {
 	case reflect.TypeFor[Point]():
 		v.SetString(string(AttentionPoint))
 		return v
+	case reflect.TypeFor[[]int](): // StepOf must go with PerStep
+		return reflect.ValueOf([]int{1})
 	case reflect.TypeFor[Gate]():
 		return reflect.ValueOf(Gate{Section: "drift", Metric: "kl", Unmeasured: "x", First: &Where{Output: "y"}, Others: 1})
 	case reflect.TypeFor[Tolerance]():
