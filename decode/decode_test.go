@@ -3,6 +3,7 @@ package decode
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -11,9 +12,12 @@ import (
 	"strings"
 	"testing"
 
+	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
+	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
 	"onnx-dha/verify"
 )
@@ -44,6 +48,34 @@ func build(t testing.TB, family string, o testmodels.Options) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// rewritten writes the model at path with half of its key heads, one value head, and the lowering asked for.
+func rewritten(t testing.TB, path string, lowering fusion.Lowering) string {
+	t.Helper()
+	m, err := graph.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	blocks := attention.Find(m).Blocks
+	cfg, err := fusion.Draft(blocks, func(b *attention.Block) (int, int, error) { return max(b.KVHeads/2, 1), 1, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Lowering = lowering
+	plan, err := cfg.Resolve(blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rewrite.Apply(m, plan); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "rewritten.onnx")
+	if err := m.Save(out, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 func load(t testing.TB, path string) *Model {
@@ -162,6 +194,38 @@ func TestAgreesWithTheIndependentLoop(t *testing.T) {
 				compareLoops(t, path, Options{Chunk: 4}, []int{5, 3}, 6)
 			})
 		}
+	}
+}
+
+// Static caches grow under the loop's hands, through every step the same as the loop that makes new ones.
+func TestStaticCachesGrow(t *testing.T) {
+	runtime(t)
+	for _, family := range []string{"gpt2", "llama", "llama-dynamo", "bloom"} {
+		t.Run(family, func(t *testing.T) {
+			path := rewritten(t, build(t, family, testmodels.Options{Cache: true}), fusion.StaticCache)
+			l := compareLoops(t, path, Options{Chunk: 4}, []int{5, 2, 1}, 12)
+			if !l.m.Static || l.Capacity() != 20 {
+				t.Errorf("static: %v, room for %d positions; want 20, in chunks of 4 for 17", l.m.Static, l.Capacity())
+			}
+			scores := func() []float32 {
+				s, err := l.Scores(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slices.Clone(s)
+			}
+			next := [][]int64{{1}, {2}, {3}}
+			if err := l.Feed(t.Context(), next); err != nil {
+				t.Fatal(err)
+			}
+			want := scores()
+			if err := errors.Join(l.Rewind(17), l.Feed(t.Context(), next)); err != nil {
+				t.Fatal(err)
+			}
+			if got := scores(); !slices.Equal(got, want) {
+				t.Errorf("after going back one position: %v, want %v", got, want)
+			}
+		})
 	}
 }
 

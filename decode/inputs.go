@@ -11,9 +11,6 @@ import (
 	"onnx-dha/verify"
 )
 
-// cachePosition is the input that says where in a static cache the tokens of a step go.
-const cachePosition = "cache_position"
-
 // source makes one input of a step of n tokens, tokens[batch][n].
 type source struct {
 	name string
@@ -46,6 +43,7 @@ var roles = map[verify.Role]roleRow{
 	verify.MaskOnes:  {mask, total},
 	verify.MaskHides: {func(l *Loop, t [][]int64, b, i, n int) int64 { return 1 - mask(l, t, b, i, n) }, total},
 	verify.Positions: {func(l *Loop, _ [][]int64, b, i, _ int) int64 { return int64(max(l.filled+i-l.padding[b], 0)) }, step},
+	verify.Places:    {func(l *Loop, _ [][]int64, _, i, _ int) int64 { return int64(l.filled + i) }, step},
 	verify.Segments:  {func(*Loop, [][]int64, int, int, int) int64 { return 0 }, step},
 	verify.PastLen:   {func(l *Loop, _ [][]int64, _, _, _ int) int64 { return int64(l.filled) }, nil},
 	verify.TotalLen:  {func(l *Loop, _ [][]int64, _, _, n int) int64 { return int64(l.filled + n) }, nil},
@@ -53,9 +51,6 @@ var roles = map[verify.Role]roleRow{
 	verify.HasPast:   {func(l *Loop, _ [][]int64, _, _, _ int) int64 { return int64(min(l.filled, 1)) }, nil},
 	verify.Flags:     {func(*Loop, [][]int64, int, int, int) int64 { return 1 }, nil},
 }
-
-// places is where in a static cache the tokens go.
-var places = roleRow{func(l *Loop, _ [][]int64, _, i, _ int) int64 { return int64(l.filled + i) }, step}
 
 // sources says how every input but the caches is made.
 func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
@@ -75,8 +70,6 @@ func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
 		}
 		row, known := roles[in.Role]
 		switch {
-		case in.Name == cachePosition:
-			row, known = places, true
 		case in.Role == verify.TokenIDs && in.Name != l.m.Tokens:
 			known = false
 		case in.Role == verify.MaskOnes || in.Role == verify.MaskHides:
