@@ -242,23 +242,10 @@ func TestWhatIsNotUnderstoodSaysWhereAndWhy(t *testing.T) {
 		"two projections": {func(b *builder) {
 			b.finish(b.heads(project(b)), b.heads(b.op("Add", nil, project(b), project(b))), b.heads(project(b)))
 		}, "sum of several projections"},
-		"norm over all heads": {func(b *builder) {
-			k := b.op("LayerNormalization", nil, project(b), b.weight(8))
-			b.finish(b.heads(project(b)), b.heads(k), b.heads(project(b)))
-		}, "looks at all heads together"},
-		"keys are values": {func(b *builder) {
-			kv := b.heads(project(b))
-			b.finish(b.heads(project(b)), kv, kv)
-		}, "share columns of one projection"},
 		"an unknown operator": {func(b *builder) {
 			k := b.op("CumSum", nil, b.heads(project(b)), b.ints(2))
 			b.finish(b.heads(project(b)), k, b.heads(project(b)))
 		}, "operator CumSum"},
-		"keys read elsewhere": {func(b *builder) {
-			k := b.heads(project(b))
-			b.AddOutput(b.op("CumSum", nil, k, b.ints(2)), graph.TensorType(onnxpb.TensorProto_FLOAT, nil, nil, nil, nil))
-			b.finish(b.heads(project(b)), k, b.heads(project(b)))
-		}, "keys are also read by CumSum"},
 		"softmax over another axis": {func(b *builder) {
 			q, k, v := b.heads(project(b)), b.heads(project(b)), b.heads(project(b))
 			s := b.op("MatMul", nil, q, b.op("Transpose", perm(0, 1, 3, 2), k))
@@ -278,6 +265,63 @@ func TestWhatIsNotUnderstoodSaysWhereAndWhy(t *testing.T) {
 				t.Errorf("the reason is %q at %v (attention %v), want one with %q", u.Why, u.At, u.Attention, c.why)
 			}
 		})
+	}
+}
+
+// What keeps a block from being rewritten though its heads are known is said with the block.
+func TestWhatIsDescribedButFixedSaysWhy(t *testing.T) {
+	project := func(b *builder) *graph.Value { return b.op("MatMul", nil, b.Value("x"), b.weight(8, 8)) }
+	for name, c := range map[string]struct {
+		build func(b *builder)
+		why   string
+	}{
+		"norm over all heads": {func(b *builder) {
+			k := b.op("LayerNormalization", nil, project(b), b.weight(8))
+			b.finish(b.heads(project(b)), b.heads(k), b.heads(project(b)))
+		}, "looks at all heads together"},
+		"keys are values": {func(b *builder) {
+			kv := b.heads(project(b))
+			b.finish(b.heads(project(b)), kv, kv)
+		}, "share columns of the projection"},
+		"keys given out changed": {func(b *builder) {
+			k := b.heads(project(b))
+			b.AddOutput(k, graph.TensorType(onnxpb.TensorProto_FLOAT, nil, nil, nil, nil))
+			b.AddOutput(b.op("Identity", nil, k), graph.TensorType(onnxpb.TensorProto_FLOAT, nil, nil, nil, nil))
+			b.finish(b.heads(project(b)), k, b.heads(project(b)))
+		}, "given out twice"},
+		"keys of another block": {func(b *builder) {
+			k, v := b.heads(project(b)), b.heads(project(b))
+			b.finish(b.heads(project(b)), k, v)
+			b.finish(b.heads(project(b)), k, v)
+		}, "reads heads of block"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBuilder()
+			c.build(&b)
+			r := attention.Find(b.Model)
+			if len(r.Blocks) == 0 || len(r.Unsupported) != 0 {
+				t.Fatalf("%d blocks, %d reasons, want a block and none", len(r.Blocks), len(r.Unsupported))
+			}
+			if last := r.Blocks[len(r.Blocks)-1]; last.Heads != 2 || last.HeadDim != 4 || !strings.Contains(last.Fixed, c.why) {
+				t.Errorf("%d heads of %d, fixed because %q, want one with %q", last.Heads, last.HeadDim, last.Fixed, c.why)
+			}
+		})
+	}
+}
+
+// A node outside the block that reads the keys is listed with the axis on which it sees the heads.
+func TestReadersOutsideTheBlock(t *testing.T) {
+	b := newBuilder()
+	k := b.heads(b.op("MatMul", nil, b.Value("x"), b.weight(8, 8)))
+	b.AddOutput(b.op("CumSum", nil, k, b.ints(2)), graph.TensorType(onnxpb.TensorProto_FLOAT, nil, nil, nil, nil))
+	b.finish(b.heads(b.op("MatMul", nil, b.Value("x"), b.weight(8, 8))), k, b.heads(b.op("MatMul", nil, b.Value("x"), b.weight(8, 8))))
+	r := attention.Find(b.Model)
+	if len(r.Blocks) != 1 || r.Blocks[0].Fixed != "" {
+		t.Fatalf("%d blocks, want one that can be rewritten", len(r.Blocks))
+	}
+	readers := r.Blocks[0].Key.Readers
+	if len(readers) != 1 || !readers[0].Node.Is("CumSum") || readers[0].Value != k || readers[0].Axis != 1 {
+		t.Errorf("readers of the keys: %+v, want the CumSum that sees heads on axis 1", readers)
 	}
 }
 

@@ -62,8 +62,8 @@ func gatherAll(shape []int, at func(idx []int) int32) []int32 {
 	return out
 }
 
-// written writes a sample out.
-func written(s *sample) plain {
+// spelled writes a sample out.
+func spelled(s *sample) plain {
 	return plain{s.shape, gatherAll(s.shape, func(idx []int) int32 {
 		off := 0
 		for a, n := range s.stored {
@@ -90,7 +90,7 @@ func TestSampleMovesLikePlainArrays(t *testing.T) {
 		for range product(s.stored) {
 			s.data = append(s.data, rng.Int32N(5))
 		}
-		want := written(s)
+		want := spelled(s)
 		for range 6 {
 			switch rng.IntN(6) {
 			case 0:
@@ -123,7 +123,7 @@ func TestSampleMovesLikePlainArrays(t *testing.T) {
 			case 5:
 				s = s.full(rng.IntN(len(s.shape)))
 			}
-			got := written(s)
+			got := spelled(s)
 			if !slices.Equal(got.shape, want.shape) || !slices.Equal(got.data, want.data) {
 				t.Fatalf("got %v %v, want %v %v", got.shape, got.data, want.shape, want.data)
 			}
