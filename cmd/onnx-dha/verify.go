@@ -30,7 +30,7 @@ func verifyCommand() *cli.Command {
 		Description: "Runs both models on the same inputs and answers two questions apart: is the rewrite exact (against the\n" +
 			"tied reference, the original with fused weights in its own graph), and how far does the result drift from the\n" +
 			"original. The configuration is found inside the rewritten model. Exit code 1 when a tolerance is broken.",
-		Flags: common(reportOutput,
+		Flags: common(reportOutput, append(reportFlags(),
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "the configuration, a dha.yaml `FILE` (default: the one recorded in the rewritten model)", TakesFile: true},
 			&cli.IntFlag{Name: "steps", Value: verify.DefaultSteps, Usage: "decode `N` tokens after the prefill, each model with its own cache; 0 for none"},
 			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of the generated inputs"},
@@ -46,7 +46,7 @@ func verifyCommand() *cli.Command {
 			&cli.BoolFlag{Name: "force", Usage: "accept an original that is not the one the configuration was made for"},
 			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
 			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
-			ortLibFlag()),
+			ortLibFlag())...),
 		Action: runVerify,
 	}
 }
@@ -129,6 +129,9 @@ func runVerify(c *cli.Context) (err error) {
 		return r.WriteText(w)
 	}, args...)
 	if err != nil {
+		return err
+	}
+	if err := writeReports(c, r, args...); err != nil {
 		return err
 	}
 	return out.judge()
