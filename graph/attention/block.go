@@ -2,7 +2,10 @@
 // around a softmax back to the projections, and describes them. It knows nothing of rewriting.
 package attention
 
-import "onnx-dha/graph"
+import (
+	"onnx-dha/graph"
+	"onnx-dha/graph/quant"
+)
 
 // Block is one attention block, softmax(Q·Kᵀ·scale + mask)·V, described from its projections to its output.
 type Block struct {
@@ -72,7 +75,7 @@ const (
 	WhereMsk Mask = "where"
 )
 
-// Projection is a MatMul or Gemm with a constant weight.
+// Projection is a MatMul or Gemm with a constant weight, or a product with a quantised one.
 type Projection struct {
 	Node   *graph.Node
 	Input  *graph.Value // the activations
@@ -85,10 +88,17 @@ type Projection struct {
 	Reader  *graph.Node
 	Operand int
 	Columns int // output features
-	// GemmBias is the C operand of a Gemm, nil without one.
-	GemmBias *graph.Value
+	// GemmBias is the bias that the node itself adds (the C operand of a Gemm), its input BiasInput; nil without one.
+	GemmBias  *graph.Value
+	BiasInput int
 	// BiasTensor is its constant, nil when it is computed.
 	BiasTensor *graph.Tensor
+
+	// Code is how the weight is stored when it is quantised, nil otherwise. Weight is the initializer of the codes then,
+	// Tensor the numbers that they stand for, [in, out] and float, and Nodes are those from the reader of the codes to the
+	// one that makes Output, in order; Node is the last. Input is the value that activations are quantised from, if they are.
+	Code  *quant.Matrix
+	Nodes []*graph.Node
 }
 
 // Path is the way from a projection to an operand of one of the products.

@@ -234,7 +234,7 @@ func (b *Block) output(f *survey, pid, batch []int, rowCount int) {
 			if silent[n.OpType] {
 				continue
 			}
-			if p, ok := projectionOf(f, n); ok && u.Index == 0 {
+			if p, ok := reading(f, u); ok {
 				if found != nil && found.Node != p.Node {
 					return
 				}

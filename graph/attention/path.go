@@ -7,14 +7,14 @@ import (
 	"onnx-dha/graph"
 )
 
-// quantised are operators whose presence as a projection is worth its own reason.
-var quantised = map[string]bool{
-	"MatMulNBits": true, "MatMulBnb4": true, "MatMulInteger": true, "QLinearMatMul": true, "DynamicQuantizeMatMul": true,
-	"MatMulIntegerToFloat": true, "QGemm": true, "QAttention": true, "MatMulFpQ4": true,
-}
-
 // projectionOf describes n when it multiplies activations by a constant weight.
 func projectionOf(f *survey, n *graph.Node) (*Projection, bool) {
+	if n == nil {
+		return nil, false
+	}
+	if p := quantisedProduct(f, n); p != nil {
+		return p, true
+	}
 	if !n.Is("MatMul") && !n.Is("Gemm") || len(n.In) < 2 || n.In[0] == nil || n.In[1] == nil || len(n.Out) == 0 {
 		return nil, false
 	}
@@ -31,14 +31,14 @@ func projectionOf(f *survey, n *graph.Node) (*Projection, bool) {
 			flipped = !flipped
 		}
 		if p.GemmBias = n.Input(2); p.GemmBias != nil {
-			p.BiasTensor = f.Const(p.GemmBias)
+			p.BiasTensor, p.BiasInput = f.Const(p.GemmBias), 2
 		}
 	}
 	if flipped {
 		p.Axis = 0
 	}
 	p.Columns = int(p.Tensor.Dims()[p.Axis])
-	return p, true
+	return p, p.dequantised(f, flipped)
 }
 
 // constantBehind follows operand i of n back to a constant through operators that only change its layout or type.
@@ -104,18 +104,11 @@ func origins(f *survey, v *graph.Value) (found []*Projection, stops []stop) {
 // whyStopped says in words why a walk cannot pass n.
 func whyStopped(f *survey, n *graph.Node) string {
 	switch {
-	case quantised[n.OpType]:
-		return fmt.Sprintf("the projection is quantised (%s); quantised weights are not supported yet", opName(n))
+	case quantisedWhy(f, n) != "":
+		return quantisedWhy(f, n)
 	case len(n.Subgraphs) > 0:
 		return fmt.Sprintf("it comes out of a subgraph (%s); attention across subgraphs is not supported yet", n.OpType)
 	case n.Is("MatMul") || n.Is("Gemm"):
-		for i := range min(2, len(n.In)) {
-			for v, k := n.In[i], 0; v != nil && v.Producer != nil && k < 4; v, k = v.Producer.Input(0), k+1 {
-				if v.Producer.OpType == "DequantizeLinear" {
-					return "the projection's weight is quantised (DequantizeLinear); quantised weights are not supported yet"
-				}
-			}
-		}
 		if w := n.Input(1); w != nil && w.IsInput && w.Init == nil {
 			return fmt.Sprintf("the projection's weight %q is passed by the caller, not kept in the model", w.Name)
 		}

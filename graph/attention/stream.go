@@ -6,7 +6,7 @@ import "onnx-dha/graph"
 func base(v *graph.Value) *graph.Value {
 	for range 8 {
 		n := v.Producer
-		if n == nil || !(n.Is("Reshape") || n.Is("Identity") || n.Is("Cast") || n.Is("Transpose")) || n.In[0] == nil {
+		if n == nil || !(n.Is("Reshape") || n.Is("Identity") || n.Is("Cast") || n.Is("Transpose") || n.Is("QuantizeLinear") || n.Is("DequantizeLinear")) || n.In[0] == nil {
 			break
 		}
 		v = n.In[0]
