@@ -27,6 +27,8 @@ type Table struct {
 	Block                string
 	Key, Value           []float64
 	KeyBytes, ValueBytes int64
+	// Pairs says which numbers of key and of value heads go together; nil when all do.
+	Pairs func(key, value int) bool
 }
 
 // Choice is the numbers of heads of one layer.
@@ -51,26 +53,18 @@ func Allocate(tables []Table, budget int64, layout Layout) ([]Choice, error) {
 	if layout == UniformLayout {
 		return uniform(tables, budget)
 	}
-	// One stage is one decision: a layer and kind, or a layer where the kinds are coupled.
-	var stages [][]option
-	for _, t := range tables {
-		if layout == CoupledLayout {
-			stages = append(stages, t.coupled())
-		} else {
-			stages = append(stages, options(t.Key, t.KeyBytes), options(t.Value, t.ValueBytes))
-		}
+	var stages []stage
+	for l, t := range tables {
+		stages = append(stages, t.stages(l, layout)...)
 	}
-	picks, err := knapsack(stages, budget, tables, layout)
+	picks, err := knapsack(stages, budget, layout)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]Choice, len(tables))
-	for l := range out {
-		if layout == CoupledLayout {
-			out[l] = Choice{picks[l], picks[l]}
-		} else {
-			out[l] = Choice{picks[2*l], picks[2*l+1]}
-		}
+	for i, s := range stages {
+		out[s.layer].Key += picks[i].Key
+		out[s.layer].Value += picks[i].Value
 	}
 	return out, nil
 }
@@ -96,49 +90,82 @@ func (t Table) check() error {
 	return nil
 }
 
-// option is one number of heads of one stage.
+// stage is one decision: a layer and kind, or a layer where the numbers of both kinds hang together.
+type stage struct {
+	layer   int
+	block   string
+	options []option // by bytes
+}
+
+// option is one choice of a stage; the kind that the stage does not decide has no heads in it.
 type option struct {
-	heads int
+	Choice
 	bytes int64
 	cost  float64
 }
 
-func options(costs []float64, bytes int64) []option {
-	var out []option
-	for i, c := range costs {
-		if !math.IsInf(c, 1) {
-			out = append(out, option{i + 1, int64(i+1) * bytes, c})
+// stages lists the decisions about a layer.
+func (t Table) stages(layer int, layout Layout) []stage {
+	pairs := t.Pairs
+	if layout == CoupledLayout {
+		pairs = t.coupled
+	}
+	key, value, both := stage{layer: layer, block: t.Block}, stage{layer: layer, block: t.Block}, stage{layer: layer, block: t.Block}
+	for k, cost := range t.Key {
+		key.add(Choice{Key: k + 1}, t, cost)
+		for v, more := range t.Value {
+			if pairs != nil && pairs(k+1, v+1) {
+				both.add(Choice{k + 1, v + 1}, t, cost+more)
+			}
 		}
 	}
-	return out
+	if pairs != nil {
+		both.options = front(both.options, func(o option) option { return o })
+		return []stage{both}
+	}
+	for v, cost := range t.Value {
+		value.add(Choice{Value: v + 1}, t, cost)
+	}
+	return []stage{key, value}
 }
 
-// coupled are the numbers that both kinds can have.
-func (t Table) coupled() []option {
-	var out []option
-	for n := 1; n <= min(len(t.Key), len(t.Value)); n++ {
-		if c := t.Key[n-1] + t.Value[n-1]; !math.IsInf(c, 1) {
-			out = append(out, option{n, int64(n) * (t.KeyBytes + t.ValueBytes), c})
+func (t Table) coupled(key, value int) bool {
+	return key == value && (t.Pairs == nil || t.Pairs(key, value))
+}
+
+func (s *stage) add(c Choice, t Table, cost float64) {
+	if !math.IsInf(cost, 1) {
+		s.options = append(s.options, option{c, int64(c.Key)*t.KeyBytes + int64(c.Value)*t.ValueBytes, cost})
+	}
+}
+
+// front keeps what costs less than everything that takes no more bytes, by bytes. It changes the order of the list.
+func front[T any](list []T, of func(T) option) []T {
+	slices.SortStableFunc(list, func(a, b T) int {
+		return cmp.Or(cmp.Compare(of(a).bytes, of(b).bytes), cmp.Compare(of(a).cost, of(b).cost))
+	})
+	var kept []T
+	for _, x := range list {
+		if len(kept) == 0 || of(x).cost < of(kept[len(kept)-1]).cost {
+			kept = append(kept, x)
 		}
 	}
-	return out
+	return kept
 }
 
 // state is one way through the first stages; last is the state that it continues, in the list of the stage before.
 type state struct {
-	bytes int64
-	cost  float64
-	heads int
-	last  int
+	option // its choice; bytes and cost are those of all stages up to this one
+	last   int
 }
 
-func knapsack(stages [][]option, budget int64, tables []Table, layout Layout) ([]int, error) {
+func knapsack(stages []stage, budget int64, layout Layout) ([]Choice, error) {
 	least := int64(0)
-	for i, s := range stages {
-		if len(s) == 0 {
-			return nil, fmt.Errorf("block %q: no number of heads is possible in the %s layout", tables[i*len(tables)/len(stages)].Block, layout)
+	for _, s := range stages {
+		if len(s.options) == 0 {
+			return nil, fmt.Errorf("block %q: no number of heads is possible in the %s layout", s.block, layout)
 		}
-		least += s[0].bytes
+		least += s.options[0].bytes
 	}
 	if least > budget {
 		return nil, fmt.Errorf("a budget of %d bytes a position; the fewest heads possible in the %s layout take %d", budget, layout, least)
@@ -147,28 +174,19 @@ func knapsack(stages [][]option, budget int64, tables []Table, layout Layout) ([
 	for _, s := range stages {
 		var next []state
 		for i, from := range lists[len(lists)-1] {
-			for _, o := range s {
+			for _, o := range s.options {
 				if b := from.bytes + o.bytes; b <= budget {
-					next = append(next, state{b, from.cost + o.cost, o.heads, i})
+					next = append(next, state{option{o.Choice, b, from.cost + o.cost}, i})
 				}
 			}
 		}
-		slices.SortStableFunc(next, func(a, b state) int {
-			return cmp.Or(cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.cost, b.cost))
-		})
-		var kept []state
-		for _, x := range next {
-			if len(kept) == 0 || x.cost < kept[len(kept)-1].cost {
-				kept = append(kept, x)
-			}
-		}
-		lists = append(lists, kept)
+		lists = append(lists, front(next, func(s state) option { return s.option }))
 	}
-	picks := make([]int, len(stages))
+	picks := make([]Choice, len(stages))
 	at := len(lists[len(stages)]) - 1 // the last is the cheapest
 	for i := len(stages); i > 0; i-- {
 		s := lists[i][at]
-		picks[i-1], at = s.heads, s.last
+		picks[i-1], at = s.Choice, s.last
 	}
 	return picks, nil
 }
@@ -185,6 +203,9 @@ func uniform(tables []Table, budget int64) ([]Choice, error) {
 		for _, t := range tables {
 			bytes += int64(n) * (t.KeyBytes + t.ValueBytes)
 			cost += t.Key[n-1] + t.Value[n-1]
+			if !t.coupled(n, n) {
+				cost = math.Inf(1)
+			}
 		}
 		if math.IsInf(cost, 1) {
 			continue

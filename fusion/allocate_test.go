@@ -21,14 +21,17 @@ func TestAllocateIsTheBest(t *testing.T) {
 				}
 				return out
 			}
-			tables = append(tables, Table{Key: row(), Value: row(), KeyBytes: 1 + rng.Int64N(9), ValueBytes: 1 + rng.Int64N(9)})
+			tables = append(tables, Table{
+				Key: row(), Value: row(), KeyBytes: 1 + rng.Int64N(9), ValueBytes: 1 + rng.Int64N(9),
+				Pairs: []func(k, v int) bool{nil, nil, func(k, v int) bool { return k%v == 0 || v%k == 0 }, func(k, v int) bool { return k == v }}[rng.IntN(4)],
+			})
 		}
 		budget := 20 + rng.Int64N(60)
 		for _, layout := range Layouts {
 			least := math.Inf(1)
 			eachChoice(tables, func(c []Choice) {
 				for l := range c {
-					if layout != FreeLayout && c[l].Key != c[l].Value || layout == UniformLayout && c[l] != c[0] {
+					if layout != FreeLayout && c[l].Key != c[l].Value || layout == UniformLayout && c[l] != c[0] || !fits(tables[l], c[l]) {
 						return
 					}
 				}
@@ -44,6 +47,11 @@ func TestAllocateIsTheBest(t *testing.T) {
 				continue
 			}
 			bytes, cost := price(tables, got)
+			for l, c := range got {
+				if !fits(tables[l], c) {
+					t.Errorf("%s: layer %d has %+v, which do not go together", layout, l, c)
+				}
+			}
 			if bytes > budget {
 				t.Errorf("%s: %d bytes in a budget of %d", layout, bytes, budget)
 			}
@@ -51,6 +59,8 @@ func TestAllocateIsTheBest(t *testing.T) {
 		}
 	}
 }
+
+func fits(t Table, c Choice) bool { return t.Pairs == nil || t.Pairs(c.Key, c.Value) }
 
 func eachChoice(tables []Table, f func([]Choice)) {
 	c := make([]Choice, len(tables))

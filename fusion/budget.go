@@ -46,7 +46,7 @@ func CacheShare(fraction float64) Target {
 		whole := size(b.KVHeads, b.ValueHeads)
 		for k := b.KVHeads; k >= 1; k-- {
 			for v := b.ValueHeads; v >= 1; v-- {
-				if b.KVHeads%k != 0 || b.ValueHeads%v != 0 || float64(size(k, v)) > fraction*float64(whole) {
+				if b.KVHeads%k != 0 || b.ValueHeads%v != 0 || k != v && SharedCache(b) || float64(size(k, v)) > fraction*float64(whole) {
 					continue
 				}
 				used, best := size(k, v), size(key, value)
@@ -74,6 +74,13 @@ func CachedHeads(b *attention.Block) (key, value int) {
 		value = max(value, c.Heads)
 	}
 	return key, value
+}
+
+// SharedCache reports whether a block keeps keys and values in one tensor, past [2, batch, heads, seq, dim], whose shape
+// both must fit: the groups of keys and of values are then the same.
+func SharedCache(b *attention.Block) bool {
+	k, v := b.KeyCache, b.ValCache
+	return k != nil && k.Stacked || v != nil && v.Stacked || k != nil && v != nil && k.Past != nil && k.Past == v.Past
 }
 
 // CacheBytes returns the bytes that one position of one sequence takes in the cache of a block with the given numbers
