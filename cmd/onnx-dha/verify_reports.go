@@ -7,7 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"onnx-dha/verify"
-	"onnx-dha/verify/report"
+	reports "onnx-dha/verify/report"
 )
 
 // reportForms are the further forms of a report, each an option that names its file.
@@ -15,9 +15,9 @@ var reportForms = []struct {
 	flag, usage string
 	write       func(io.Writer, *verify.Report) error
 }{
-	{"markdown", "write a summary as Markdown to `FILE`, such as for $GITHUB_STEP_SUMMARY", report.Markdown},
-	{"junit", "write the gates and lines as JUnit XML to `FILE`", report.JUnit},
-	{"html", "write a page with plots to `FILE`; it needs nothing else", report.HTML},
+	{"markdown", "write a summary as Markdown to `FILE`, such as for $GITHUB_STEP_SUMMARY", reports.Markdown},
+	{"junit", "write the gates and lines as JUnit XML to `FILE`", reports.JUnit},
+	{"html", "write a page with plots to `FILE`; it needs nothing else", reports.HTML},
 }
 
 const annotationsFlag = "annotations"
@@ -52,7 +52,7 @@ func writeReports(c *cli.Context, r *verify.Report, inputs ...string) error {
 		taken = append(taken, path)
 	}
 	if c.Bool(annotationsFlag) {
-		return report.Annotations(c.App.ErrWriter, r)
+		return reports.Annotations(c.App.ErrWriter, r)
 	}
 	return nil
 }
