@@ -40,10 +40,26 @@ type BlockPlan struct {
 type Plan struct {
 	Blocks   []BlockPlan
 	Lowering Lowering
+	Target   Runtime // what auto chooses for; empty means TargetCPU
 }
 
 // Lowering is the form that an attention core takes in the rewritten graph.
 type Lowering string
+
+// Runtime is what a rewritten model is meant to run in.
+type Runtime string
+
+// Targets: ONNX Runtime on CPU and on CUDA, onnxruntime-genai, transformers.js, and anything that runs ONNX.
+const (
+	TargetCPU            Runtime = "ort-cpu"
+	TargetCUDA           Runtime = "ort-cuda"
+	TargetGenAI          Runtime = "genai"
+	TargetTransformersJS Runtime = "transformersjs"
+	TargetPortable       Runtime = "portable"
+)
+
+// Targets lists the names of targets.
+var Targets = []Runtime{TargetCPU, TargetCUDA, TargetGenAI, TargetTransformersJS, TargetPortable}
 
 // Lowerings. Auto chooses; the others are named in DESIGN §6.
 const (

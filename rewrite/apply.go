@@ -20,12 +20,15 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	keep := m.Graph.Dead()
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
-		if err := e.block(bp, plan.Lowering, res); err != nil {
+		if err := e.block(bp, plan, res); err != nil {
 			return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
 		}
 	}
+	imports := m.Proto.OpsetImport
+	e.addImports()
 	facts, err := e.p.Apply()
 	if err != nil {
+		m.Proto.OpsetImport = imports
 		return nil, fmt.Errorf("the rewritten graph is not consistent, nothing was changed: %w", err)
 	}
 	m.Graph.RemoveDead(keep)
@@ -33,32 +36,29 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 		m.Graph.RemoveWeight(v)
 	}
 	redeclare(m.Graph, facts)
+	res.Requantised = e.requantised
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
+	res.Notes = e.notes
 	res.NodesAfter, res.ParamsAfter = len(m.Graph.Nodes), Parameters(m.Graph)
 	return res, nil
 }
 
 // block prepares the rewrite of one block.
-func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) error {
+func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) error {
 	b := bp.Block
+	e.of = b
 	if b.Fixed != "" {
 		return fmt.Errorf("%s; rewrite the original model instead", b.Fixed)
 	}
-	if form == fusion.Auto || form == "" {
-		form = fusion.Grouped
-	}
 	all := changes(bp, natural(b.Heads))
 	c := &core{e: e, b: b, k: all[1], v: all[2], order: natural(b.Heads), context: natural(b.Heads)}
-	low, ok := lowerings[form]
-	if !ok {
-		return fmt.Errorf("lowering %q is not known", form)
+	form, why, err := c.choose(plan.Lowering, plan.Target)
+	if err != nil {
+		return err
 	}
-	if !low.fits(c) {
-		form = fusion.Expand
-		low = lowerings[form]
-	}
+	low := lowerings[form]
 	for _, s := range []*change{&c.k, &c.v} {
 		s.touched = s.alters() || low.single && s.path.Repeat != nil
 		s.single = s.touched && s.path.Repeat != nil
@@ -67,11 +67,12 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 			return fmt.Errorf("%q differs from head to head at %v, so heads cannot be fused", p.Value.Name, p.Node)
 		}
 	}
-	if low.reorder && c.fitsGrouped() {
+	if low.reorder && c.misfitGrouped() == "" {
 		if err := c.reorderQueries(); err != nil {
 			return err
 		}
 	}
+	c.fused = low.fused
 	if err := c.foldScale(); err != nil {
 		return err
 	}
@@ -109,7 +110,7 @@ func (e *editor) block(bp fusion.BlockPlan, form fusion.Lowering, res *Result) e
 	if err := e.output(b, c.context, bp.Learned); err != nil {
 		return err
 	}
-	return e.report(c, form, res)
+	return e.report(c, form, why, res)
 }
 
 // changes lists what a plan does to the query, key and value heads of a block, the query heads being brought into the
@@ -196,7 +197,7 @@ func (e *editor) projection(changes []change) error {
 }
 
 // report adds a block to the result and changes its caches.
-func (e *editor) report(c *core, form fusion.Lowering, res *Result) error {
+func (e *editor) report(c *core, form fusion.Lowering, why string, res *Result) error {
 	b := c.b
 	keys, values := fusion.CachedHeads(b)
 	before := fusion.CacheBytes(b, e.facts, keys, values)
@@ -207,7 +208,7 @@ func (e *editor) report(c *core, form fusion.Lowering, res *Result) error {
 		values = c.v.Heads()
 	}
 	res.Blocks = append(res.Blocks, BlockChange{
-		Block: b.Name, Lowering: form, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
+		Block: b.Name, Lowering: form, Why: why, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
 		KeyHeads: c.k.Heads(), ValueHeads: c.v.Heads(),
 		KVBytesBefore: before, KVBytesAfter: fusion.CacheBytes(b, e.facts, keys, values),
 	})

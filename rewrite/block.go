@@ -27,10 +27,16 @@ type editor struct {
 	targets map[*graph.Node]*graph.Value
 	inputs  map[graph.Use]*graph.Value
 	types   map[*graph.Value]*onnxpb.TypeProto
-	static  *static // nil until a cache is written in place
+	static  *static          // nil until a cache is written in place
+	fused   *fusedOps          // nil until a core becomes one operator
+	imports map[string]int64 // operator sets that the model must import
+	notes   []string
 	// replaced are weights that some reader has been given another for.
 	replaced []*graph.Value
-	opset    int64
+	// requantised are the quantised weights that were given other numbers.
+	requantised []Requantised
+	of          *attention.Block // that is being changed
+	opset       int64
 }
 
 func newEditor(g *graph.Graph, f *graph.Facts) *editor {
@@ -107,6 +113,12 @@ func (c change) along(l attention.Layout, learned *mat.Dense) rows {
 // setWeight gives a projection a weight with new columns. A weight, or a Transpose or Cast of it, that something else
 // reads too is left alone and copied for this projection.
 func (e *editor) setWeight(p *attention.Projection, axis int, r rows) error {
+	if p.Code != nil {
+		if err := e.setCode(p, axis, r); err != nil {
+			return fmt.Errorf("projection %v: %w", p.Node, err)
+		}
+		return nil
+	}
 	t, err := mix(p.Tensor, axis, r)
 	if err != nil {
 		return fmt.Errorf("projection %v: %w", p.Node, err)
@@ -179,7 +191,7 @@ func (e *editor) gemmBias(proj *attention.Projection, r rows) error {
 	if err != nil {
 		return fmt.Errorf("projection %v: bias: %w", proj.Node, err)
 	}
-	e.setConstant(v, m, proj.Node, 2, proj.Node, 2)
+	e.setConstant(v, m, proj.Node, proj.BiasInput, proj.Node, proj.BiasInput)
 	return nil
 }
 

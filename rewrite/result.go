@@ -7,6 +7,11 @@ import "onnx-dha/fusion"
 type Result struct {
 	Blocks []BlockChange
 	Caches []CacheChange
+	// Requantised are the quantised weights with other numbers, in the order in which they were made; a packed one that is
+	// taken apart is there once for each part.
+	Requantised []Requantised
+	// Notes are limits of the rewritten model that callers should know.
+	Notes []string
 	// Elements of all floating-point weights of the model before and after.
 	ParamsBefore, ParamsAfter int64
 	NodesBefore, NodesAfter   int
@@ -16,6 +21,7 @@ type Result struct {
 type BlockChange struct {
 	Block    string
 	Lowering fusion.Lowering // what the block was lowered to; expand where the form asked for does not fit
+	Why      string          // the lowering was chosen
 	Heads    int             // query heads
 	// Key and value heads before (KVHeads, ValueHeadsBefore) and after.
 	KVHeads, ValueHeadsBefore   int

@@ -25,7 +25,7 @@ func (c *core) foldScale() error {
 	queries := c.factorsBehind(q)
 	all := slices.Concat(c.factorsBehind(c.b.QK.In[1]), c.factorsAfter(c.b.QK.Out[0]))
 	fold := c.linear()
-	if fold {
+	if fold || c.fused {
 		all = append(all, queries...)
 	} else if slices.ContainsFunc(q.Users(), func(u graph.Use) bool { return u.Node != c.b.QK && !u.Node.Is("Shape") }) {
 		return nil
@@ -39,6 +39,8 @@ func (c *core) foldScale() error {
 	case total == 1:
 	case fold:
 		c.factor = total
+	case c.fused:
+		c.scale = total
 	default:
 		t, err := graph.FromFloat64s(q.Name+"/factor", c.e.facts.Elem(q), nil, []float64{total})
 		if err != nil {
@@ -78,7 +80,7 @@ func (c *core) scaling(n *graph.Node) (f factor, ok bool) {
 // factorsBehind lists the factors met on the way back from v, as far as nothing but the form changes in between.
 func (c *core) factorsBehind(v *graph.Value) []factor {
 	var out []factor
-	for v.Producer != nil && v.Const() == nil {
+	for v.Producer != nil && v.Const() == nil && v != c.b.Query.Projection.Output && v != c.b.Key.Projection.Output {
 		n := v.Producer
 		if f, ok := c.scaling(n); ok {
 			out = append(out, f)
@@ -114,6 +116,7 @@ func (c *core) factorsAfter(v *graph.Value) []factor {
 		switch {
 		case ok && next.In[f.data] == v:
 			out = append(out, f)
+		case c.hides(next, v): // what hides does so, divided or not
 		case !formOnly[next.OpType] || !next.Is(next.OpType) || next.In[0] != v || next.Graph != c.e.g:
 			return out
 		}
@@ -121,12 +124,25 @@ func (c *core) factorsAfter(v *graph.Value) []factor {
 	}
 }
 
+// hides reports whether n puts a large negative number in the place of some of the scores v.
+func (c *core) hides(n *graph.Node, v *graph.Value) bool {
+	if !n.Is("Where") || n.Graph != c.e.g || n.In[0] == v {
+		return false
+	}
+	other := n.In[1]
+	if other == v {
+		other = n.In[2]
+	}
+	x, ok := c.e.facts.Scalar(other)
+	return ok && x <= -1e4
+}
+
 // linear reports whether a factor on the query projection comes out on the queries: everything in between is linear, what
 // is added is part of the projection, and nobody else sees the queries or their weight.
 func (c *core) linear() bool {
 	p := c.b.Query
 	proj := p.Projection
-	if _, float := codecs[proj.Tensor.DType()]; !float || len(proj.Weight.Users()) > 1 || len(p.Readers) > 0 {
+	if _, float := codecs[proj.Tensor.DType()]; !float || proj.Code != nil || len(proj.Weight.Users()) > 1 || len(p.Readers) > 0 {
 		return false
 	}
 	if proj.GemmBias != nil && (proj.BiasTensor == nil || proj.BiasTensor.Len() != int64(proj.Columns)) {

@@ -67,7 +67,7 @@ func (c *core) inPlace() error {
 			return refuse(err)
 		}
 	}
-	if c.fitsGrouped() {
+	if c.misfitGrouped() == "" {
 		return c.grouped()
 	}
 	return c.expand()
@@ -75,11 +75,10 @@ func (c *core) inPlace() error {
 
 // begin makes what blocks share, at the first cache.
 func (e *editor) begin(update *graph.Value, axis int, past *graph.Value, pastAxis int) *static {
-	if e.static != nil {
-		return e.static
+	s := e.begun()
+	if s.position != nil {
+		return s
 	}
-	s := &static{e: e, made: map[string]*graph.Value{}, seen: map[*graph.Value]bool{}}
-	e.static = s
 	length := any("sequence_length")
 	if shape, ok := e.facts.Shape(update); ok && !shape[axis].Unknown() {
 		length = shape[axis].String()
@@ -92,6 +91,13 @@ func (e *editor) begin(update *graph.Value, axis int, past *graph.Value, pastAxi
 	s.total = s.op("Add", "total", s.pick(s.position, "last", -1), s.ints("one", 1))
 	s.capacity = s.pick(s.op("Shape", "buffer", past), "capacity", int64(pastAxis))
 	return s
+}
+
+func (e *editor) begun() *static {
+	if e.static == nil {
+		e.static = &static{e: e, made: map[string]*graph.Value{}, seen: map[*graph.Value]bool{}}
+	}
+	return e.static
 }
 
 func (s *static) op(op, name string, in ...*graph.Value) *graph.Value {

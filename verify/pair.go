@@ -111,6 +111,7 @@ type pairRun struct {
 	tied                *Model // nil without a reference
 	maps                headMaps
 	exact, drift        *section
+	cached              [][]bool // positions of the run under comparison that are no padding, [batch][past+seq]; nil: all
 	golden, given       *section // rewritten and original against outputs that came with the inputs; nil without any
 	taps                []*settled
 	untapped            []string
@@ -363,10 +364,15 @@ func (r *pairRun) single(ctx context.Context, c Case) error {
 			}
 			r.expected(c, ref, got)
 		}
+		if limit(failure) {
+			r.note("case %s is left out: the rewritten model's GroupQueryAttention takes several tokens after a past for one sequence only", c.Name)
+			return nil
+		}
 		if failure != nil {
 			s.fail(c.Name, failure)
 			continue
 		}
+		r.cached = b.real
 		r.compare(s, c.Name, ref, got, newest(b.real, c.Seq))
 	}
 	return nil
@@ -435,8 +441,9 @@ func (r *pairRun) note(format string, args ...any) {
 	}
 }
 
-// compare adds the outputs of one run to the lines of a section. The exactness of a rewrite covers everything; drift
-// leaves out padding, whose values nobody reads, and the caches, whose heads are not the original's.
+// compare adds the outputs of one run to the lines of a section. The exactness of a rewrite covers everything (but for
+// padding where an operator has a way of its own with it); drift leaves out padding, whose values nobody reads, and the
+// caches, whose heads are not the original's.
 func (r *pairRun) compare(s *section, name string, ref, got map[string]*ort.Tensor, real [][]bool) {
 	for _, output := range s.reference.Outputs {
 		if ref[output] == nil {
@@ -456,11 +463,16 @@ func (r *pairRun) compare(s *section, name string, ref, got map[string]*ort.Tens
 		}
 		t, err := r.maps.expand(output, t)
 		if err == nil {
-			keep := real
-			if s == r.exact {
+			keep, want := real, ref[output]
+			switch {
+			case s != r.exact:
+			case !r.rewritten.causal:
 				keep = nil
+			case cache && r.cached != nil:
+				axis := s.reference.axisOf(output)
+				want, t, keep = blanked(want, axis, r.cached), blanked(t, axis, r.cached), nil
 			}
-			err = l.meter.Add(ref[output], t, keep)
+			err = l.meter.Add(want, t, keep)
 		}
 		if err != nil {
 			l.err = err.Error()
@@ -584,6 +596,7 @@ func (r *pairRun) decode(ctx context.Context, c decodeCase) error {
 				// Without a cache a step repeats the earlier ones; the new tokens' scores are all that is new.
 				ref = map[string]*ort.Tensor{s.reference.Logits: ref[s.reference.Logits]}
 			}
+			r.cached = decoders[r.rewritten].real
 			r.compare(s, c.name, ref, out[r.rewritten], real)
 		}
 		t, err := next(out[r.original][r.original.Logits])

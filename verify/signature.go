@@ -30,6 +30,9 @@ type Signature struct {
 	// lengths is set when an operator of the model counts the tokens of a mask and takes them for the first positions, so
 	// that padding in front of a sequence means nothing to it.
 	lengths bool
+	// causal is set when an operator of the model leaves later positions out by itself, even where a mask hides all earlier
+	// ones: what it gives for padding is not what a mask alone would give.
+	causal bool
 }
 
 // Input is one input of a model.
@@ -145,8 +148,11 @@ func Describe(m *graph.Model) (*Signature, error) {
 	s.mergedBatch(m.Graph)
 	s.findPrecision(m.Graph)
 	m.Graph.All(func(n *graph.Node) bool {
-		s.lengths = s.lengths || n.OpType == "GroupQueryAttention"
-		return !s.lengths
+		if n.OpType == "GroupQueryAttention" {
+			s.causal = true
+			s.lengths = s.lengths || n.Input(10) == nil // without a bias that marks padding
+		}
+		return true
 	})
 	return s, nil
 }
