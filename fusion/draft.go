@@ -24,7 +24,7 @@ func Draft(blocks []*attention.Block, target Target) (*Config, error) {
 			"Groups partition the KV heads of a block, counted from 0; a group without weights is fused by the mean.\n" +
 			"\"key: 4\" stands for four groups of neighbours. Blocks that are not listed stay as they are.",
 	}
-	for _, b := range blocks {
+	for _, b := range attention.Layers(blocks) {
 		if b.Fixed != "" {
 			continue
 		}

@@ -24,10 +24,11 @@ func isFingerprint(s string) bool { return fingerprintForm.MatchString(s) }
 
 // Fingerprint identifies the attention weights of a model: "sha256:" and the SHA-256 over the blocks in order, of each
 // the element type, dims and bytes of the query, key and value weights and biases. A tensor that several projections of
-// a block share (a packed weight) counts once. Names do not count, nor does how the file stores the weights. The output
-// projection does not count either: whether one is recognised may change from version to version of this program, and a
-// fingerprint must not.
+// a block share (a packed weight) counts once, as does a layer that is in several bodies. Names do not count, nor does how
+// the file stores the weights. The output projection does not count either: whether one is recognised may change from
+// version to version of this program, and a fingerprint must not.
 func Fingerprint(blocks []*attention.Block) (string, error) {
+	blocks = attention.Layers(blocks)
 	sums := make([][]byte, len(blocks))
 	errs := make([]error, len(blocks))
 	next := make(chan int)

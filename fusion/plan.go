@@ -1,6 +1,10 @@
 package fusion
 
-import "onnx-dha/graph/attention"
+import (
+	"slices"
+
+	"onnx-dha/graph/attention"
+)
 
 // Fusion says how the KV heads of one block become fewer: fused head g is Σ_j Weights[g][j] · head Groups[g][j]
 // (the linear heads fusion operator, DHA §3.1). Groups partition the block's KV heads.
@@ -41,6 +45,17 @@ type Plan struct {
 	Blocks   []BlockPlan
 	Lowering Lowering
 	Target   Runtime // what auto chooses for; empty means TargetCPU
+}
+
+// Layers lists one block for each layer of the model: those that are in several bodies are planned alike.
+func (p *Plan) Layers() []BlockPlan {
+	var out []BlockPlan
+	for _, b := range p.Blocks {
+		if !slices.ContainsFunc(out, func(o BlockPlan) bool { return o.Block.Name == b.Block.Name }) {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // Lowering is the form that an attention core takes in the rewritten graph.

@@ -19,7 +19,7 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	if l := c.lowering(); !l.Available() {
 		return nil, c.src.errorf(c.src.key("lowering"), "lowering %q is not available in this version; use %s or %s", l, Grouped, Expand)
 	}
-	layers := make(map[string]*Layer, len(c.Layers))
+	layers, found := make(map[string]*Layer, len(c.Layers)), map[string]bool{}
 	for i := range c.Layers {
 		layers[c.Layers[i].Block] = &c.Layers[i]
 	}
@@ -33,7 +33,7 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 			}
 			continue
 		}
-		delete(layers, b.Name)
+		found[b.Name] = true // a layer that is in several bodies comes several times
 		if b.Fixed != "" {
 			return nil, c.src.errorf(l.at, "block %q cannot be rewritten: %s", b.Name, b.Fixed)
 		}
@@ -56,7 +56,7 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 		p.Blocks = append(p.Blocks, bp)
 	}
 	for i := range c.Layers { // in file order, so that the first wrong name is reported
-		if l := &c.Layers[i]; layers[l.Block] != nil {
+		if l := &c.Layers[i]; !found[l.Block] {
 			return nil, c.unknownBlock(l, blocks)
 		}
 	}

@@ -219,18 +219,20 @@ func (p *Plan) addLearned(path string) error {
 	if err != nil {
 		return err
 	}
+	given := map[string]bool{}
 	for i := range p.Blocks {
 		bp := &p.Blocks[i]
 		l := blocks[bp.Block.Name]
 		if l == nil {
 			continue
 		}
-		delete(blocks, bp.Block.Name)
+		given[bp.Block.Name] = true // a layer in several bodies has one
 		if err := l.fits(bp); err != nil {
 			return fmt.Errorf("%s: block %q: %w", path, bp.Block.Name, err)
 		}
 		bp.Learned = l
 	}
+	maps.DeleteFunc(blocks, func(name string, _ *Learned) bool { return given[name] })
 	if len(blocks) > 0 {
 		names := slices.Sorted(maps.Keys(blocks))
 		return fmt.Errorf("%s has tensors for block %q, which the configuration does not name", path, names[0])

@@ -20,6 +20,9 @@ type Tensor struct {
 	ext   *source
 
 	computed *computed // what makes the bytes when they are nowhere yet
+	// Recipe identifies how the bytes of a computed tensor are made: tensors of one recipe have the same. Empty when nothing
+	// is known of it.
+	Recipe string
 }
 
 // part is a data field of a tensor message that is still in the file, as serialised.

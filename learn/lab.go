@@ -101,7 +101,13 @@ func find(m *graph.Model) (*attention.Report, error) {
 	if _, _, err := unfuse.Expand(m, nil); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Path, err)
 	}
-	return attention.Find(m), nil
+	r := attention.Find(m)
+	for _, b := range r.Blocks {
+		if b.Body != "" && b.Fixed == "" {
+			b.Fixed = fmt.Sprintf("it lies in %s, where nothing can be measured: learn on the model that was put there, whose configuration fits this one too", b.Body)
+		}
+	}
+	return r, nil
 }
 
 // Close removes the copies and closes the model.

@@ -24,6 +24,9 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 			return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
 		}
 	}
+	if err := e.settle(); err != nil {
+		return nil, err
+	}
 	imports := m.Proto.OpsetImport
 	e.addImports()
 	facts, err := e.p.Apply()
@@ -33,7 +36,7 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	}
 	m.Graph.RemoveDead(keep)
 	for _, v := range e.replaced {
-		m.Graph.RemoveWeight(v)
+		v.Graph.RemoveWeight(v)
 	}
 	redeclare(m.Graph, facts)
 	res.Requantised = e.requantised
@@ -52,6 +55,7 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 	if b.Fixed != "" {
 		return fmt.Errorf("%s; rewrite the original model instead", b.Fixed)
 	}
+	defer e.p.In(b.QK.Graph)()
 	all := changes(bp, natural(b.Heads))
 	c := &core{e: e, b: b, k: all[1], v: all[2], order: natural(b.Heads), context: natural(b.Heads)}
 	form, why, err := c.choose(plan.Lowering, plan.Target)
@@ -207,7 +211,7 @@ func (e *editor) report(c *core, form fusion.Lowering, why string, res *Result) 
 	if c.v.touched {
 		values = c.v.Heads()
 	}
-	res.Blocks = append(res.Blocks, BlockChange{
+	res.addBlock(BlockChange{
 		Block: b.Name, Lowering: form, Why: why, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
 		KeyHeads: c.k.Heads(), ValueHeads: c.v.Heads(),
 		KVBytesBefore: before, KVBytesAfter: fusion.CacheBytes(b, e.facts, keys, values),
@@ -225,7 +229,7 @@ func (e *editor) report(c *core, form fusion.Lowering, why string, res *Result) 
 			}
 			s.cache.Stacked = true
 		}
-		cc, err := e.cache(s.change, s.cache)
+		cc, err := e.cache(s.change, s.cache, b.Name)
 		if err != nil {
 			return err
 		}
@@ -236,9 +240,7 @@ func (e *editor) report(c *core, form fusion.Lowering, why string, res *Result) 
 		if identity(cc.Map) {
 			continue // other weights, the same heads
 		}
-		if !slices.ContainsFunc(res.Caches, func(o CacheChange) bool { return o.Past == cc.Past && o.Present == cc.Present }) {
-			res.Caches = append(res.Caches, *cc)
-		}
+		res.add(*cc)
 	}
 	return nil
 }
@@ -260,12 +262,20 @@ func Parameters(g *graph.Graph) int64 {
 			}
 		}
 	}
-	for _, v := range g.Inits {
-		count(v.Init)
+	weights := func(g *graph.Graph) {
+		for _, v := range g.Inits {
+			count(v.Init)
+		}
 	}
+	weights(g)
 	g.All(func(nd *graph.Node) bool {
 		if nd.Is("Constant") {
 			count(nd.ConstantTensor())
+		}
+		for _, bodies := range nd.Subgraphs {
+			for _, b := range bodies {
+				weights(b)
+			}
 		}
 		return true
 	})
@@ -275,7 +285,7 @@ func Parameters(g *graph.Graph) int64 {
 // redeclare brings the declared types of values into agreement with what inference finds: sizes that became other
 // constants are changed, declarations of another rank are dropped (those of outputs are made anew). Symbolic names stay.
 func redeclare(g *graph.Graph, f *graph.Facts) {
-	for _, n := range g.Nodes {
+	g.All(func(n *graph.Node) bool {
 		for _, v := range n.Out {
 			if v == nil || v.Info.GetType().GetTensorType().GetShape() == nil {
 				continue
@@ -322,5 +332,6 @@ func redeclare(g *graph.Graph, f *graph.Facts) {
 				v.Info = info
 			}
 		}
-	}
+		return true
+	})
 }

@@ -28,11 +28,15 @@ type editor struct {
 	inputs  map[graph.Use]*graph.Value
 	types   map[*graph.Value]*onnxpb.TypeProto
 	static  *static          // nil until a cache is written in place
-	fused   *fusedOps          // nil until a core becomes one operator
+	fused   *fusedOps        // nil until a core becomes one operator
 	imports map[string]int64 // operator sets that the model must import
 	notes   []string
-	// replaced are weights that some reader has been given another for.
+	// replaced are weights that some reader has been given another for, made those others by what they replace and how they
+	// are made: readers that want the same share one.
 	replaced []*graph.Value
+	made     map[made]*graph.Value
+	links    map[*graph.Value]link
+	settled  map[*graph.Value]bool // names of caches whose heads follow from a change made
 	// requantised are the quantised weights that were given other numbers.
 	requantised []Requantised
 	of          *attention.Block // that is being changed
@@ -43,6 +47,7 @@ func newEditor(g *graph.Graph, f *graph.Facts) *editor {
 	return &editor{
 		g: g, facts: f, p: graph.NewPatch(g), opset: g.Model.Opset(""), shapes: map[*graph.Node]bool{},
 		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, types: map[*graph.Value]*onnxpb.TypeProto{},
+		made: map[made]*graph.Value{}, links: map[*graph.Value]link{}, settled: map[*graph.Value]bool{},
 	}
 }
 
@@ -143,17 +148,35 @@ func (e *editor) setConstant(old *graph.Value, t *graph.Tensor, reader *graph.No
 	case !shared && old.Init != nil:
 		e.p.SetTensor(old, t)
 	case !shared:
-		e.p.SetInput(reader, operand, e.p.Init(named(t, old.Name)))
-		e.replaced = append(e.replaced, old)
+		e.p.SetInput(reader, operand, e.constant(old, t))
 	default:
-		e.replaced = append(e.replaced, old)
-		v := e.p.Init(named(t, old.Name))
+		v := e.constant(old, t)
+		defer e.p.In(node.Graph)()
 		slices.Reverse(chain)
 		for _, n := range chain {
 			v = e.p.Node(n.OpType, n.Domain, n.Name, 1, []*graph.Value{v}, n.Proto.Attribute...)[0]
 		}
 		e.p.SetInput(node, input, v)
 	}
+}
+
+// made is what a constant is made of, and how.
+type made struct {
+	old    *graph.Value
+	recipe string
+}
+
+// constant is an initializer that takes old's place for some of its readers, in old's scope.
+func (e *editor) constant(old *graph.Value, t *graph.Tensor) *graph.Value {
+	e.replaced = append(e.replaced, old)
+	key := made{old, t.Recipe}
+	if v := e.made[key]; v != nil && t.Recipe != "" {
+		return v
+	}
+	defer e.p.In(old.Graph)()
+	v := e.p.Init(named(t, old.Name))
+	e.made[key] = v
+	return v
 }
 
 func named(t *graph.Tensor, name string) *graph.Tensor {
@@ -213,6 +236,9 @@ func (e *editor) wires(c change) error {
 	}
 	if c.Heads() == heads(c.path) && !c.single {
 		return nil // re-ordered or unchanged: no size changes
+	}
+	for w, l := range c.path.Wires {
+		e.settled[w] = e.settled[w] || l.Pure && l.Axis >= 0
 	}
 	bypassed := bypass(c)
 	for _, n := range slices.Concat(c.path.Nodes, c.path.Tails) {
@@ -319,6 +345,7 @@ func (e *editor) retarget(n *graph.Node, l, m attention.Layout) error {
 	if l.Len() == m.Len() {
 		return nil
 	}
+	defer e.p.In(n.Graph)()
 	target := n.Input(1)
 	if target == nil {
 		ints, ok := n.Ints("shape")
@@ -451,16 +478,20 @@ func (e *editor) correctShapes(w *graph.Value, axis int, l, m attention.Layout) 
 				continue
 			}
 			e.shapes[n] = true
+			back := e.p.In(n.Graph)
 			e.correct(n.Out[0], func(now *graph.Value) (*graph.Value, []*graph.Node) {
 				v := e.scaled(now, size, at, m, l)
 				return v, []*graph.Node{v.Producer.In[0].Producer}
 			})
+			back()
 		case n.Is("Size"):
 			e.shapes[n] = true
+			back := e.p.In(n.Graph)
 			out := n.Out[0]
 			q := e.p.Op("Div", out.Name+"/per_head", []*graph.Value{out, e.scalar(out.Name+"/heads", int64(m.Heads*m.Repeat))})
 			v := e.p.Op("Mul", out.Name+"/original", []*graph.Value{q, e.scalar(out.Name+"/old_heads", int64(l.Heads*l.Repeat))})
 			e.p.Replace(out, v, q.Producer)
+			back()
 		}
 	}
 }

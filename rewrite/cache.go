@@ -11,7 +11,7 @@ import (
 
 // cache changes the number of heads of a cache input and of what leads from it to the Concat, and says how heads map.
 // The present output follows from the path.
-func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
+func (e *editor) cache(c change, cache *attention.Cache, block string) (*CacheChange, error) {
 	repeat := cache.Repeat
 	if c.single {
 		repeat = 1
@@ -23,13 +23,15 @@ func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
 	for i := range change.Map {
 		change.Map[i] = m[i/cache.Repeat] * repeat
 	}
-	if cache.Present != nil {
-		change.Present = cache.Present.Name
+	past, present := cache.Interface()
+	if present != nil {
+		change.Present = present.Name
 	}
+	e.link(cache, block, old, next, change.Map)
 	if cache.Past == nil {
 		return change, nil
 	}
-	change.Past, change.Axis = cache.Past.Name, cache.PastAxis
+	change.Past, change.Axis = past.Name, cache.PastAxis
 	if cache.Present != nil && cache.PresentAxis != cache.PastAxis {
 		return nil, fmt.Errorf("the cache %q has its heads on axis %d and %q on axis %d", cache.Past.Name, cache.PastAxis, cache.Present.Name, cache.PresentAxis)
 	}
@@ -54,6 +56,7 @@ func (e *editor) cache(c change, cache *attention.Cache) (*CacheChange, error) {
 		l, r := old, next
 		l.Axis = axis
 		e.correctShapes(w, axis, l, r)
+		e.settled[w] = true
 	}
 	typ, err := e.resize(cache.Past, cache.PastAxis, int64(old.Len()), int64(next.Len()), cache.Outer > 1)
 	if err != nil {

@@ -1,6 +1,7 @@
 package rewrite
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -46,6 +47,23 @@ func (r rows) trivial(n int) bool {
 		}
 	}
 	return true
+}
+
+// recipe identifies the tensor that the rows make of t along axis.
+func (r rows) recipe(t *graph.Tensor, axis int) string {
+	h := sha256.New()
+	var b []byte
+	for _, ts := range r {
+		b = binary.AppendUvarint(b[:0], uint64(len(ts)))
+		for _, x := range ts {
+			b = binary.LittleEndian.AppendUint64(binary.AppendVarint(b, int64(x.at)), math.Float64bits(x.weight))
+			if x.from != nil {
+				b = fmt.Appendf(b, "%p", x.from)
+			}
+		}
+		h.Write(b)
+	}
+	return fmt.Sprintf("%p %d %x", t, axis, h.Sum(nil))
 }
 
 // run is a stretch of neighbouring new rows that are made alike: row first+k is Σ weight·old[at+k] over the terms. Heads
@@ -195,8 +213,9 @@ func mix(t *graph.Tensor, axis int, r rows) (*graph.Tensor, error) {
 	}
 	dims[axis] = int64(len(r))
 	bytes := int64(outer) * int64(len(r)) * int64(inner) * int64(codec.size)
+	recipe := r.recipe(t, axis)
 	m := mixture{codec, n, len(r), outer, inner, r.runs()}
-	return graph.Computed(t.Name(), t.DType(), dims, bytes, func() ([]byte, error) {
+	mixed := graph.Computed(t.Name(), t.DType(), dims, bytes, func() ([]byte, error) {
 		old, err := t.Bytes()
 		if err != nil {
 			return nil, err
@@ -205,7 +224,9 @@ func mix(t *graph.Tensor, axis int, r rows) (*graph.Tensor, error) {
 		m.fill(mixed, old)
 		t.Release()
 		return mixed, nil
-	}), nil
+	})
+	mixed.Recipe = recipe
+	return mixed, nil
 }
 
 // mixture makes the elements of a mixed tensor [outer, rows, inner] of those of an old one [outer, old, inner].

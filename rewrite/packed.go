@@ -322,6 +322,7 @@ func (e *editor) correctTotal(n *graph.Node, w *graph.Value, axis, was, is int) 
 		return
 	}
 	e.shapes[n] = true
+	defer e.p.In(n.Graph)()
 	delta := make([]int64, size)
 	delta[at] = int64(was - is)
 	e.correct(n.Out[0], func(now *graph.Value) (*graph.Value, []*graph.Node) {
@@ -334,6 +335,7 @@ func (e *editor) correctTotal(n *graph.Node, w *graph.Value, axis, was, is int) 
 // path's columns only, and those that cut its part out of the packed axis fall away.
 func (e *editor) unpack(c change) error {
 	proj := c.path.Projection
+	defer e.p.In(proj.Node.Graph)()
 	fail := func(n *graph.Node, why string) error {
 		return fmt.Errorf("projection %v: its columns are interleaved and cannot be separated at %v: %s", proj.Node, n, why)
 	}
@@ -369,8 +371,7 @@ func (e *editor) unpack(c change) error {
 	if err != nil {
 		return fmt.Errorf("projection %v: %w", proj.Node, err)
 	}
-	v := e.p.Init(named(w, proj.Weight.Name))
-	e.replaced = append(e.replaced, proj.Weight)
+	v := e.constant(proj.Weight, w)
 	back := []*graph.Node{}
 	for x := proj.Node.In[1]; proj.Reader != proj.Node; x = x.Producer.In[0] {
 		back = append(back, x.Producer)

@@ -19,10 +19,12 @@ func (e *editor) readers(c change, bypassed map[*graph.Node]bool) error {
 		case bypassed[from.Producer]:
 			return fmt.Errorf("%v reads %q, where heads are half repeated", r.Node, from.Name)
 		}
+		back := e.p.In(r.Node.Graph)
 		name := from.Name + "/all_heads"
 		index := c.original(c.path.Wires[r.Value])
 		x := e.p.Op("Gather", name, []*graph.Value{from, e.p.Ints(name+"_index", index...)}, graph.IntAttr("axis", int64(r.Axis)))
 		e.p.SetInput(r.Node, r.Input, x)
+		back()
 	}
 	return nil
 }

@@ -1,7 +1,11 @@
 // Package rewrite applies a fusion plan to a graph: fused projections, lowered attention cores, smaller caches.
 package rewrite
 
-import "onnx-dha/fusion"
+import (
+	"slices"
+
+	"onnx-dha/fusion"
+)
 
 // Result says what a rewrite changed, for reports and for verify.
 type Result struct {
@@ -27,6 +31,26 @@ type BlockChange struct {
 	KVHeads, ValueHeadsBefore   int
 	KeyHeads, ValueHeads        int
 	KVBytesBefore, KVBytesAfter int64 // bytes of cache per token
+}
+
+// addBlock adds a rewritten block, once for a layer that is in several bodies.
+func (r *Result) addBlock(b BlockChange) {
+	if !slices.ContainsFunc(r.Blocks, func(o BlockChange) bool { return o.Block == b.Block }) {
+		r.Blocks = append(r.Blocks, b)
+	}
+}
+
+// add adds the change of a cache, once for each tensor: one body may take it and another begin it.
+func (r *Result) add(c CacheChange) {
+	for i, o := range r.Caches {
+		if o.Past == c.Past && o.Present == c.Present || o.Present != "" && o.Present == c.Present && (o.Past == "" || c.Past == "") {
+			if o.Past == "" {
+				r.Caches[i] = c
+			}
+			return
+		}
+	}
+	r.Caches = append(r.Caches, c)
 }
 
 // CacheChange maps the heads of one cache tensor (a graph input, output, or both) of the original model to those of the

@@ -131,13 +131,14 @@ func describeDraft(path string, cfg *fusion.Config, found *attention.Report) (*d
 		return nil, err
 	}
 	d := &draft{Config: path}
-	for _, p := range plan.Blocks {
+	layers := plan.Layers()
+	for _, p := range layers {
 		b := p.Block
 		d.Blocks = append(d.Blocks, blockDraft{b.Name, b.KVHeads, p.Key.Heads(), b.ValueHeads, p.Value.Heads()})
 		d.Before += cacheBytes(b, found.Facts)
 		d.After += fusion.CacheBytes(b, found.Facts, p.Key.Heads(), p.Value.Heads())
 	}
-	d.NotNamed = len(found.Blocks) - len(plan.Blocks)
+	d.NotNamed = len(attention.Layers(found.Blocks)) - len(layers)
 	for _, u := range found.Unsupported {
 		if u.Attention {
 			d.NotNamed++

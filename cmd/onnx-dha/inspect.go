@@ -63,7 +63,8 @@ type blockDescription struct {
 	Value      weightPlace  `json:"value_weight"`
 	Output     *weightPlace `json:"output_weight"`
 	KVBytes    int64        `json:"kv_bytes_per_token"`
-	Fixed      string       `json:"fixed,omitempty"` // why it cannot be rewritten
+	Fixed      string       `json:"fixed,omitempty"`  // why it cannot be rewritten
+	Bodies     []string     `json:"bodies,omitempty"` // of the nodes that the layer lies in
 	// Fused lists the fused operators of the file that the block lies in. A rewrite of the block expands them.
 	Fused []fusedOperator `json:"fused,omitempty"`
 }
@@ -127,8 +128,13 @@ func describeModel(src *source, all bool) *inspection {
 		d.Producer += " " + v
 	}
 	d.Rewritten, _ = m.Metadata(rewrite.MetadataVersion)
-	for _, b := range found.Blocks {
+	for _, b := range attention.Layers(found.Blocks) {
 		row := describeBlock(b, found.Facts)
+		for _, twin := range found.Blocks {
+			if twin.Name == b.Name && twin.Body != "" {
+				row.Bodies = append(row.Bodies, twin.Body)
+			}
+		}
 		for _, e := range src.fusedIn(b) {
 			row.Fused = append(row.Fused, fusedOperator{e.Op, e.Node, e.Assumes})
 		}
@@ -234,7 +240,8 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		fmt.Fprint(w, "\n", render(t))
 	}
 	d.printFused(w)
-	d.printFixed(w)
+	d.printShared(w, "in", func(b *blockDescription) string { return strings.Join(b.Bodies, " and ") })
+	d.printShared(w, "cannot be rewritten", func(b *blockDescription) string { return b.Fixed })
 	if len(d.Unsupported) > 0 {
 		fmt.Fprint(w, "\nfound, but not supported:\n")
 	}
@@ -291,21 +298,23 @@ func (d *inspection) printFused(w io.Writer) {
 	}
 }
 
-// printFixed says why blocks cannot be rewritten, once for those with the same reason.
-func (d *inspection) printFixed(w io.Writer) {
-	var reasons []string
+// printShared says something of blocks, once for those of which it says the same.
+func (d *inspection) printShared(w io.Writer, what string, of func(*blockDescription) string) {
+	var all []string
 	names := map[string][]string{}
-	for _, b := range d.Blocks {
-		if b.Fixed == "" {
+	for i := range d.Blocks {
+		b := &d.Blocks[i]
+		text := of(b)
+		if text == "" {
 			continue
 		}
-		if names[b.Fixed] == nil {
-			reasons = append(reasons, b.Fixed)
+		if names[text] == nil {
+			all = append(all, text)
 		}
-		names[b.Fixed] = append(names[b.Fixed], b.Name)
+		names[text] = append(names[text], b.Name)
 	}
-	for _, why := range reasons {
-		fmt.Fprintf(w, "\ncannot be rewritten: %s: %s\n", strings.Join(names[why], ", "), why)
+	for _, text := range all {
+		fmt.Fprintf(w, "\n%s: %s: %s\n", what, strings.Join(names[text], ", "), text)
 	}
 }
 

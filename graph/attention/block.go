@@ -9,7 +9,10 @@ import (
 
 // Block is one attention block, softmax(Q·Kᵀ·scale + mask)·V, described from its projections to its output.
 type Block struct {
+	// Name is the layer's: blocks of one model that are the same layer in several bodies (the branches of an If, say) have
+	// the same name. Body says where the block lies, empty for the main graph.
 	Name   string
+	Body   string
 	Kind   Kind
 	Causal bool // a query does not see later positions, as far as the mask's construction tells
 	Heads  int  // query heads
@@ -179,7 +182,11 @@ type Side struct {
 
 // Cache is the pair of graph input and output through which a caller passes keys or values from step to step. One that
 // holds keys and values together (past [2, batch, heads, seq, dim]) is Stacked.
+//
+// In the body of a node they are what the body calls them, or what it reads of the graph around it. Links are all other
+// names of the cache, with the head axis: what it is at first, what other bodies call it, what comes out of the node.
 type Cache struct {
+	Links             map[*graph.Value]int
 	Past, Present     *graph.Value // nil when absent
 	PastAxis, PastSeq int          // head axis and sequence axis of Past
 	PresentAxis       int

@@ -63,18 +63,22 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 		for _, u := range w.Users() {
 			n := u.Node
 			switch {
-			case n == nil && u.Graph == w.Graph:
-				if !l.Pure && !b.stacked[w] {
-					continue // a packed wire as an output: the projection itself is asked for
+			case n == nil && !l.Pure && !b.stacked[w]: // a packed wire as an output: the projection itself is asked for
+			case n == nil && u.Graph.Outer != nil:
+				c.link(f, w, l.Axis)
+				b.out(f, w, u.Graph.Owner, func(j *graph.Joint) bool { return slices.Contains(j.Results, w) })
+				if c.Present == nil {
+					c.present(w, l, b.stacked[w])
 				}
-				if c.Present != nil && c.Present != w {
+			case n != nil && len(f.joints[w]) > 0 && len(n.Subgraphs) > 0:
+				c.link(f, w, l.Axis)
+				b.out(f, w, n, func(j *graph.Joint) bool { return j.Initial == w })
+			case n == nil:
+				if c.Present != nil && c.Present != w && c.Present.Graph == w.Graph {
 					return nil, &stop{w.Producer, w, fmt.Sprintf("%s are given out twice, as %q and %q", what, c.Present.Name, w.Name)}
 				}
-				c.Present, c.PresentAxis, c.Stacked = w, l.Axis, c.Stacked || b.stacked[w]
-				c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
-			case n == nil || own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
-			case n.Graph != w.Graph:
-				return nil, &stop{n, w, fmt.Sprintf("%s are also read inside a subgraph, by %v", what, n)}
+				c.present(w, l, b.stacked[w])
+			case own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
 			case !l.Pure && !b.stacked[w]: // another part of a packed projection
 			case b.follow(n, u.Index, w):
 			case !b.stacked[w] && !l.Spread && l.Axis >= 0:
@@ -87,7 +91,16 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 	if c.Past == nil && c.Present == nil {
 		return nil, nil
 	}
+	if c.Past != nil {
+		c.link(f, c.Past, c.PastAxis)
+	}
 	return c, nil
+}
+
+// present makes w, where heads have layout l, what the caller gets back.
+func (c *Cache) present(w *graph.Value, l Layout, stacked bool) {
+	c.Present, c.PresentAxis, c.Stacked = w, l.Axis, c.Stacked || stacked
+	c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
 }
 
 // branches follows what leaves a path beside its product: to a graph output, which makes a cache of it.
@@ -96,6 +109,19 @@ type branches struct {
 	t       *tracer
 	queue   []*graph.Value
 	stacked map[*graph.Value]bool // keys and values in one tensor
+}
+
+// out adds what comes out of n for w to the wires of the path: n carries w across its boundary by a joint that is asked for.
+func (b *branches) out(f *survey, w *graph.Value, n *graph.Node, is func(*graph.Joint) bool) {
+	for _, j := range f.joints[w] {
+		if j.Node != n || j.Out == nil || !is(j) {
+			continue
+		}
+		if _, ok := b.p.Wires[j.Out]; !ok {
+			b.p.Wires[j.Out], b.t.memo[j.Out], b.stacked[j.Out] = b.p.Wires[w], b.t.memo[w], b.stacked[w]
+			b.queue = append(b.queue, j.Out)
+		}
+	}
 }
 
 // follow adds what n makes of wire w, its input of that index, to the path's tails. It reports false, and adds nothing,

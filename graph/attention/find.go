@@ -18,23 +18,23 @@ var fused = map[string]bool{
 	"com.microsoft.PagedAttention": true, "com.microsoft.QOrderedAttention": true, "com.microsoft.MultiHeadAttentionQK": true,
 	"com.microsoft.QOrderedLongformerAttention": true, "com.microsoft.TorchScaleAttention": true, "Attention": true, "FlexAttention": true,
 	"com.microsoft.LinearAttention": true, "LinearAttention": true,
-	"com.microsoft.BeamSearch": true, "com.microsoft.GreedySearch": true, "com.microsoft.Sampling": true, "com.microsoft.WhisperBeamSearch": true,
 }
 
 // Find describes every attention block of a model. A softmax or attention operator that it cannot describe fully is in
 // Report.Unsupported with the place and the reason; none is guessed at and none is left out.
 func Find(m *graph.Model) *Report {
 	r := &Report{Facts: graph.Infer(m.Graph)}
-	f := newSurvey(r.Facts)
-	for _, n := range m.Graph.Nodes {
+	f := newSurvey(r.Facts, m.Graph)
+	m.Graph.All(func(n *graph.Node) bool {
 		switch {
 		case fused[opName(n)]:
 			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), fmt.Sprintf("the fused operator %s is not supported yet", opName(n)), true})
 		case n.Is("Softmax"):
 			b, st, attention := core(f, n)
 			if st == nil {
+				b.Body = where(n.Graph)
 				r.Blocks = append(r.Blocks, b)
-				continue
+				break
 			}
 			u := Unsupported{Node: n, At: st.node, Why: st.why, Attention: attention}
 			if st.wire != nil {
@@ -47,8 +47,8 @@ func Find(m *graph.Model) *Report {
 		case n.Is("Div") && spelledSoftmax(n):
 			r.Unsupported = append(r.Unsupported, Unsupported{n, n, firstOutput(n), "a softmax written out as Exp, ReduceSum and Div is not supported yet", true})
 		}
-		inside(r, n)
-	}
+		return true
+	})
 	for _, fn := range m.Proto.Functions {
 		for _, pb := range fn.Node {
 			if name := pb.GetOpType(); name == "Softmax" || fused[strings.TrimPrefix(pb.GetDomain()+"."+name, ".")] {
@@ -67,21 +67,6 @@ func firstOutput(n *graph.Node) string {
 		return n.Out[0].Name
 	}
 	return ""
-}
-
-// inside reports attention in the bodies of n.
-func inside(r *Report, n *graph.Node) {
-	for attr, bodies := range n.Subgraphs {
-		for _, body := range bodies {
-			body.All(func(m *graph.Node) bool {
-				if m.Is("Softmax") || fused[opName(m)] {
-					r.Unsupported = append(r.Unsupported, Unsupported{m, n, firstOutput(m),
-						fmt.Sprintf("%s is inside the %s of %v; subgraphs are not supported yet", opName(m), attr, n), true})
-				}
-				return true
-			})
-		}
-	}
 }
 
 // spelledSoftmax recognises Exp(x) / ReduceSum(Exp(x)).
@@ -510,23 +495,30 @@ func pairing(l *labels, s *sample, columns []int) Rotary {
 	return r
 }
 
-// name gives every block the scope that its nodes or weights share, or a number where they share none.
+// name gives every block the scope that its nodes or weights share, or a number where they share none. The blocks of one
+// layer share a name.
 func name(blocks []*Block) {
+	layer := twins(blocks)
+	named := map[int]string{} // by layer
 	used := map[string]int{}
-	for _, b := range blocks {
-		b.Name = scope("/", b.QK.Name, b.Softmax.Name, b.PV.Name, b.Query.Projection.Node.Name, b.Key.Projection.Node.Name, b.Value.Projection.Node.Name)
-		if b.Name == "" {
+	for i, b := range blocks {
+		if _, ok := named[layer[i]]; ok {
+			continue
+		}
+		name := scope("/", b.QK.Name, b.Softmax.Name, b.PV.Name, b.Query.Projection.Node.Name, b.Key.Projection.Node.Name, b.Value.Projection.Node.Name)
+		if name == "" {
 			weights := []string{b.Query.Projection.Weight.Name, b.Key.Projection.Weight.Name, b.Value.Projection.Weight.Name}
 			if b.Output != nil {
 				weights = append(weights, b.Output.Weight.Name)
 			}
-			b.Name = scope(".", weights...)
+			name = scope(".", weights...)
 		}
-		used[b.Name]++
+		named[layer[i]] = name
+		used[name]++
 	}
 	for i, b := range blocks {
-		if b.Name == "" || used[b.Name] > 1 {
-			b.Name = fmt.Sprintf("attention.%d", i)
+		if b.Name = named[layer[i]]; b.Name == "" || used[b.Name] > 1 {
+			b.Name = fmt.Sprintf("attention.%d", layer[i])
 		}
 	}
 }

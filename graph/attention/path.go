@@ -66,8 +66,18 @@ func constantBehind(f *survey, n *graph.Node, i int) (c *graph.Value, reader *gr
 }
 
 // origins walks back from v through the operators of the table to the projections that it comes from, and the places
-// where it could go no further.
+// where it could go no further. Only where there is none does it ask what the inputs of a body are at first.
 func origins(f *survey, v *graph.Value) (found []*Projection, stops []stop) {
+	found, stops = originsWithin(f, v, false)
+	if len(found) == 0 {
+		if outside, more := originsWithin(f, v, true); len(outside) > 0 {
+			return outside, more
+		}
+	}
+	return found, stops
+}
+
+func originsWithin(f *survey, v *graph.Value, first bool) (found []*Projection, stops []stop) {
 	seen := map[*graph.Value]bool{}
 	var walk func(v *graph.Value)
 	walk = func(v *graph.Value) {
@@ -76,6 +86,14 @@ func origins(f *survey, v *graph.Value) (found []*Projection, stops []stop) {
 		}
 		seen[v] = true
 		n := v.Producer
+		if n != nil && len(n.Subgraphs) > 0 || n == nil && first {
+			if before := f.behind(v); len(f.joints[v]) > 0 && len(before) > 0 {
+				for _, x := range before {
+					walk(x)
+				}
+				return
+			}
+		}
 		if n == nil {
 			stops = append(stops, stop{nil, v, fmt.Sprintf("it comes from the graph input %q, not from a projection in this graph", v.Name)})
 			return
@@ -474,7 +492,7 @@ func (p *Path) enter(t *tracer, owners *owners) *stop {
 			break
 		}
 		var next *graph.Value
-		for _, x := range v.Producer.In {
+		for _, x := range t.facts.behind(v) {
 			if _, ok := p.Wires[x]; ok && x != nil {
 				next = x
 				break

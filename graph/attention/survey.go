@@ -21,14 +21,16 @@ type survey struct {
 	moves   map[string][]*sample
 	serial  map[*sample]int // numbers that samples have in keys
 
+	joints map[*graph.Value][]*graph.Joint // where values cross the boundaries of bodies
+
 	heads    map[string]headList
 	owners   map[ownersKey]*owners
 	rotaries map[rotaryKey]Rotary
 }
 
-func newSurvey(f *graph.Facts) *survey {
+func newSurvey(f *graph.Facts, g *graph.Graph) *survey {
 	return &survey{
-		Facts: f, sources: map[string]source{}, moves: map[string][]*sample{}, serial: map[*sample]int{},
+		Facts: f, joints: jointsOf(g), sources: map[string]source{}, moves: map[string][]*sample{}, serial: map[*sample]int{},
 		heads: map[string]headList{}, owners: map[ownersKey]*owners{}, rotaries: map[rotaryKey]Rotary{},
 	}
 }

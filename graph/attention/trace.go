@@ -92,9 +92,14 @@ func (t *tracer) at(v *graph.Value) *sample {
 		return s
 	}
 	t.memo[v] = nil // a value is not its own ancestor; this also ends walks through damaged graphs
-	n := v.Producer
-	if n == nil || v.Graph != t.source.Graph || v.Const() != nil {
+	if v.Const() != nil || !encloses(t.source.Graph, v.Graph) {
 		return nil
+	}
+	n := v.Producer
+	if n == nil || len(n.Subgraphs) > 0 {
+		s := t.across(v)
+		t.memo[v] = s
+		return s
 	}
 	row, ok := movers[n.OpType]
 	if !ok || !isDefaultDomain(n) && !row.anyDomain {

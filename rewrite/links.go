@@ -1,0 +1,162 @@
+package rewrite
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+)
+
+// A cache that crosses the boundaries of bodies has other names there: the input that a Loop takes it from, what the other
+// branch of an If gives in its place. Most of them are wires of the same layer in another body, or follow from one; links.go
+// changes the number of heads of the rest.
+
+// link is a cache under one of its names: its heads on axis have layout was, and are to have layout is.
+type link struct {
+	axis    int
+	was, is attention.Layout
+	heads   []int // was → is
+	block   string
+}
+
+// link notes that a cache changes under all its names.
+func (e *editor) link(c *attention.Cache, block string, was, is attention.Layout, heads []int) {
+	for v, axis := range c.Links {
+		if _, ok := e.links[v]; !ok {
+			e.links[v] = link{axis, was, is, heads, block}
+		}
+	}
+}
+
+// settle changes the names of caches that no path led to.
+func (e *editor) settle() error {
+	names := slices.SortedFunc(maps.Keys(e.links), func(a, b *graph.Value) int { return strings.Compare(a.Name, b.Name) })
+	for _, v := range names {
+		l := e.links[v]
+		if e.settled[v] || l.was.Len() == l.is.Len() {
+			continue
+		}
+		if err := e.settleAt(v, l); err != nil {
+			return fmt.Errorf("block %q: its cache is called %q in another body: %w", l.block, v.Name, err)
+		}
+		e.settled[v] = true
+		e.correctShapes(v, l.axis, l.was, l.is)
+	}
+	return nil
+}
+
+// settleAt changes the heads of one name.
+func (e *editor) settleAt(v *graph.Value, l link) error {
+	was, is := l.was, l.is
+	was.Axis, is.Axis = l.axis, l.axis
+	n := v.Producer
+	switch {
+	case v.IsInput:
+		if v.Info.GetType().GetTensorType().GetShape() == nil {
+			return nil // inputs of bodies need not be declared
+		}
+		typ, err := e.resize(v, l.axis, int64(was.Len()), int64(is.Len()), false)
+		if err != nil {
+			return err
+		}
+		e.setType(v, typ)
+		return nil
+	case v.Const() != nil:
+		t, err := l.pick(v.Const())
+		if err != nil {
+			return err
+		}
+		return e.substitute(v, t)
+	case len(n.Subgraphs) > 0:
+		return nil // what comes out follows from what bodies give
+	case n.Is("Identity"), n.Is("Cast"):
+		if _, known := e.links[n.In[0]]; known || e.settled[n.In[0]] {
+			return nil
+		}
+		e.settled[n.In[0]] = true
+		return e.settleAt(n.In[0], l)
+	case n.Is("ConstantOfShape"):
+		known, ok := e.facts.Known(n.In[0])
+		if !ok || l.axis >= len(known.Ints) {
+			break
+		}
+		if entry, ok := known.Ints[l.axis].Const(); !ok || entry != int64(was.Len()) {
+			break
+		}
+		defer e.p.In(n.Graph)()
+		target, err := e.withEntries(n.In[0], known, map[int]int64{l.axis: int64(is.Len())})
+		if err != nil {
+			return err
+		}
+		e.p.SetInput(n, 0, target)
+		return nil
+	}
+	return fmt.Errorf("%v gives it there, and how many heads that has cannot be changed", n)
+}
+
+// pick takes one head of each group. They must be equal: nothing says how else a constant would be fused.
+func (l link) pick(t *graph.Tensor) (*graph.Tensor, error) {
+	dims := slices.Clone(t.Dims())
+	if l.axis >= len(dims) || dims[l.axis] != int64(l.was.Len()) {
+		return nil, fmt.Errorf("the constant has dims %v, want %d heads on axis %d", dims, l.was.Len(), l.axis)
+	}
+	old, err := t.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	first := map[int]int{}
+	var take rows
+	outer, inner := int64(1), int64(1)
+	for a, d := range dims {
+		if a < l.axis {
+			outer *= d
+		}
+	}
+	if outer > 0 {
+		inner = int64(len(old)) / outer / dims[l.axis]
+	}
+	for h, g := range l.heads {
+		f, ok := first[g]
+		if !ok {
+			first[g] = h
+			take = append(take, []term{{at: h, weight: 1}})
+			continue
+		}
+		for o := range outer {
+			at := func(head int) []byte { return old[(o*dims[l.axis]+int64(head))*inner:][:inner] }
+			if !bytes.Equal(at(f), at(h)) {
+				return nil, fmt.Errorf("the constant differs between heads %d and %d, which are fused", f, h)
+			}
+		}
+	}
+	return mix(t, l.axis, take)
+}
+
+// substitute gives all readers of a constant another.
+func (e *editor) substitute(v *graph.Value, t *graph.Tensor) error {
+	if v.Init != nil {
+		for _, u := range v.Users() {
+			if u.Node == nil || len(u.Node.Subgraphs) == 0 {
+				return fmt.Errorf("the constant is also read elsewhere")
+			}
+		}
+		e.p.SetTensor(v, t)
+		return nil
+	}
+	if len(v.Users()) > 1 {
+		return fmt.Errorf("the constant is also read elsewhere")
+	}
+	data, err := t.Bytes()
+	if err != nil {
+		return err
+	}
+	pb := graph.NewTensor("", t.Dims(), data)
+	dtype := int32(t.DType())
+	pb.Proto.DataType = &dtype
+	e.p.SetAttr(v.Producer, graph.TensorAttr("value", pb))
+	return nil
+}
