@@ -142,6 +142,12 @@ func TestNestedGroups(t *testing.T) {
 			}
 		}
 	}
+	if sol, err = st.Solve(s.p, 3, 3, SolveOptions{Nested: true}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.EqualFunc(sol.Key.Groups, sol.Value.Groups, slices.Equal) {
+		t.Errorf("groups %v and %v of one number are not nested", sol.Key.Groups, sol.Value.Groups)
+	}
 	if sol, err = st.Solve(s.p, 3, 3, SolveOptions{Coupled: true, Groups: EqualGroups}); err != nil {
 		t.Fatal(err)
 	}

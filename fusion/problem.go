@@ -2,6 +2,7 @@ package fusion
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -17,6 +18,8 @@ type Problem struct {
 	// KeyNorm says that a norm of each head follows the key projection (Qwen3). Keys are then mixed by one weight per
 	// head: no turn or gain passes the norm exactly.
 	KeyNorm bool
+	// Importance is how much an error counts in what each query head gives, positive numbers; nil counts all alike.
+	Importance []float64
 	// Seed starts the searches that are not exact.
 	Seed uint64
 
@@ -78,10 +81,22 @@ const (
 
 func (k kind) String() string { return [...]string{"key", "value"}[k] }
 
+func (p *Problem) check() error {
+	if n := len(p.Importance); n != 0 && n != p.W.Heads {
+		return fmt.Errorf("importance of %d query heads; want %d", n, p.W.Heads)
+	}
+	for h, x := range p.Importance {
+		if !(x > 0) || math.IsInf(x, 1) {
+			return fmt.Errorf("the importance of query head %d is %g; want a positive number", h, x)
+		}
+	}
+	return p.S.check(p.W)
+}
+
 // moments returns those of a kind, computed on first use.
 func (p *Problem) moments(k kind) (moments, error) {
 	p.once.Do(func() {
-		if p.err = p.S.check(p.W); p.err == nil {
+		if p.err = p.check(); p.err == nil {
 			p.keys, p.err = p.keyMoments()
 		}
 		if p.err == nil {
@@ -109,12 +124,13 @@ func (p *Problem) keyMoments() (moments, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := newKeys(p.W, w, p.S.Input, p.spreads(), p.S.Query)
+	s := p.S.counted(p.Importance)
+	k, err := newKeys(p.W, w, s.Input, p.spreads(), s.Query)
 	if err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}
 	if len(k.rest) == 0 {
-		if k.metric, err = newScoreMetric(k, p.S); err != nil {
+		if k.metric, err = newScoreMetric(k, s); err != nil {
 			return nil, fmt.Errorf("keys: %w", err)
 		}
 	}
@@ -171,13 +187,17 @@ func (p *Problem) valueMoments() (moments, error) {
 	d := p.W.ValueDim
 	weight := make([]*mat.SymDense, p.W.Heads)
 	for h := range weight {
+		counts := 1.0
+		if p.Importance != nil {
+			counts = p.Importance[h]
+		}
 		if p.W.Output == nil {
-			weight[h] = symmetric(scaledIdentity(d, 1))
+			weight[h] = symmetric(scaledIdentity(d, counts))
 			continue
 		}
 		o := p.W.Output.Slice(h*d, (h+1)*d, 0, p.W.Output.RawMatrix().Cols)
 		weight[h] = mat.NewSymDense(d, nil)
-		weight[h].SymOuterK(1, o)
+		weight[h].SymOuterK(counts, o)
 	}
 	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, p.S.Input, w)
 	if err != nil {

@@ -81,3 +81,22 @@ func (s *Stats) check(w *Weights) error {
 	}
 	return nil
 }
+
+// counted returns the statistics with what errors of keys do to each query head multiplied by the head's importance; nil
+// changes nothing.
+func (s *Stats) counted(importance []float64) *Stats {
+	if importance == nil {
+		return s
+	}
+	out := *s
+	for _, list := range []*[]*mat.SymDense{&out.Query, &out.Scores, &out.Outputs} {
+		var scaled []*mat.SymDense
+		for h, m := range *list {
+			x := mat.NewSymDense(m.SymmetricDim(), nil)
+			x.ScaleSym(importance[h], m)
+			scaled = append(scaled, x)
+		}
+		*list = scaled
+	}
+	return &out
+}

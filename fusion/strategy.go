@@ -242,7 +242,7 @@ func single(n int) [][]int {
 
 // partitions chooses the groups of both kinds.
 func (s Strategy) partitions(p *Problem, counts, have [2]int, o SolveOptions) (groups [2][][]int, err error) {
-	if o.Coupled || s.Together && counts[0] == counts[1] && have[0] == have[1] {
+	if o.Coupled || (s.Together || o.Nested) && counts[0] == counts[1] && have[0] == have[1] {
 		g, err := s.common(p, counts[0], o)
 		return [2][][]int{g, g}, err
 	}
