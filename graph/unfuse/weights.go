@@ -279,11 +279,11 @@ func (c *Constants) copy(p *graph.Patch, fused *graph.Model, v *graph.Value) (*g
 
 // clone makes a tensor of another model that has t's elements.
 func clone(t *graph.Tensor, name string) (*graph.Tensor, error) {
-	size, ok := elementSize[t.DType()]
-	if !ok {
-		return nil, fmt.Errorf("the elements of %q are %v, want a floating-point type", t.Name(), t.DType())
+	bits := int64(graph.ElementBits(t.DType()))
+	if bits == 0 {
+		return nil, fmt.Errorf("the elements of %q are %v, want numbers", t.Name(), t.DType())
 	}
-	return graph.Computed(name, t.DType(), t.Dims(), size*t.Len(), t.Bytes), nil
+	return graph.Computed(name, t.DType(), t.Dims(), (bits*t.Len()+7)/8, t.Bytes), nil
 }
 
 // gather finds the constants of a fused operator that its expansion reads otherwise now. Expansions inside it were

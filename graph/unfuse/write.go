@@ -37,6 +37,7 @@ type writer struct {
 	exp     *Expansion
 	lists   map[string]*graph.Value
 	derived map[*graph.Value]weight // new constants that are parts of the node's
+	places  map[place]int           // which input a node reads where values alone do not tell
 	results []shunt
 }
 
@@ -63,6 +64,14 @@ func (w *writer) result(i int, v *graph.Value) {
 	}
 }
 
+// reads notes that an operand of a node is input of of the fused one, which may read the same value elsewhere too.
+func (w *writer) reads(n *graph.Node, operand, of int) {
+	if w.places == nil {
+		w.places = map[place]int{}
+	}
+	w.places[place{n, operand}] = of
+}
+
 // commit hands the readers of the node's outputs to the results.
 func (w *writer) commit() {
 	taken := map[*graph.Value]bool{}
@@ -76,7 +85,9 @@ func (w *writer) commit() {
 	}
 	for _, n := range w.exp.Nodes {
 		for i, v := range n.In {
-			if d, ok := w.derived[v]; ok {
+			if of, ok := w.places[place{n, i}]; ok {
+				w.exp.weights = append(w.exp.weights, weight{reader: n, operand: i, of: of})
+			} else if d, ok := w.derived[v]; ok {
 				d.reader, d.operand = n, i
 				w.exp.weights = append(w.exp.weights, d)
 			} else if of := slices.Index(w.exp.inputs, v); v != nil && of >= 0 {
