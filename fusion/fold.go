@@ -53,42 +53,32 @@ func fold(p *Problem, keyGroups [][]int, keys []*mixture, valueGroups [][]int, v
 	return l
 }
 
-// outputBias adds to the output bias what the new heads lose of the mean output: Σ_r (E[v_r] − E[v'_r]) O_r with
-// E[A_r x] for the input.
+// outputBias adds to the output bias what the new heads lose of the mean output: Σ_r E[A_r v] O_r less the same of the
+// fused heads, E[A_r v'] = Σ_j E[A_r v_j]·mix_j.
 func (p *Problem) outputBias(groups [][]int, values []*mixture, l *Learned) []float64 {
 	w, d := p.W, p.W.ValueDim
-	attended := p.S.Attended
-	if len(attended) == 0 {
-		attended = []*mat.SymDense{p.S.Input}
-	}
-	bias := slices.Clone(w.OutputBias)
-	rows, out := w.Value.RawMatrix().Rows, w.Output.RawMatrix().Cols
+	bias := row(slices.Clone(w.OutputBias))
+	_, out := bias.Dims()
+	reads := readers(w.ValueOf, w.ValueHeads)
 	for g, group := range groups {
 		for _, h := range group {
-			for _, q := range readers(w.ValueOf, w.ValueHeads)[h] {
-				c := attended[min(q, len(attended)-1)]
-				mean := make([]float64, rows)
-				for i := range mean {
-					mean[i] = c.At(i, rows) / c.At(rows, rows)
-				}
-				head := func(m *mat.Dense, b []float64, at int) *mat.Dense {
-					var v mat.Dense
-					v.Mul(row(mean), m.Slice(0, rows, at*d, (at+1)*d))
-					if b != nil {
-						v.Add(&v, row(b[at*d:(at+1)*d]))
-					}
-					return &v
+			for _, q := range reads[h] {
+				head := func(j int) *mat.Dense { return row(p.S.AttendedMean[q][j*d : (j+1)*d]) }
+				fused := mat.NewDense(1, d, nil)
+				var part mat.Dense
+				for i, j := range group {
+					part.Mul(head(j), values[g].mixOf(i, d))
+					fused.Add(fused, &part)
 				}
 				var was, is mat.Dense
-				was.Mul(head(w.Value, w.ValueBias, h), w.Output.Slice(q*d, (q+1)*d, 0, out))
-				is.Mul(head(l.Value, l.ValueBias, g), l.Output.Slice(q*d, (q+1)*d, 0, out))
-				for i := range bias {
-					bias[i] += was.At(0, i) - is.At(0, i)
-				}
+				was.Mul(head(h), w.Output.Slice(q*d, (q+1)*d, 0, out))
+				is.Mul(fused, l.Output.Slice(q*d, (q+1)*d, 0, out))
+				bias.Add(bias, &was)
+				bias.Sub(bias, &is)
 			}
 		}
 	}
-	return bias
+	return bias.RawRowView(0)
 }
 
 // mixed returns, per group, Σ_j w_j·mix_j side by side.

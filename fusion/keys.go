@@ -4,7 +4,6 @@ import (
 	"math"
 	"math/cmplx"
 
-	gonum "gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -28,63 +27,53 @@ type keys struct {
 	pairs  pairCosts
 }
 
-// newKeys takes the key projection with its bias, the moments of its input, what of them tells positions apart (by query
-// head, or one for all), and E[q_rᵀq_r] of the query heads.
-func newKeys(w *Weights, projection *mat.Dense, input *mat.SymDense, spreads, query []*mat.SymDense) (*keys, error) {
-	pairs, rest, err := channels(w.Rotary, w.HeadDim)
+func newKeys(w *Weights, s *Stats) (*keys, error) {
+	pairs, rest, err := Channels(w.Rotary, w.HeadDim)
 	if err != nil {
 		return nil, err
 	}
 	k := &keys{n: w.KVHeads, d: w.HeadDim, planes: pairs, rest: rest, reads: readers(w.KeyOf, w.KVHeads)}
-	if len(pairs) > 0 {
-		// E[kᵀk] = WᵀCW, of which a frequency needs the products of its own channels only
-		var cw mat.Dense
-		cw.Mul(mat.DenseCopyOf(input), projection)
-		left, right := mat.DenseCopyOf(projection.T()), mat.DenseCopyOf(cw.T())
-		for _, p := range pairs {
-			z := newHermitian(k.n)
-			for i := range k.n {
-				for j := range i + 1 {
-					at := func(a, b int) float64 {
-						return gonum.Dot(left.RawRowView(i*k.d+p[a]), right.RawRowView(j*k.d+p[b]))
-					}
-					x := complex(at(0, 0)+at(1, 1), at(1, 0)-at(0, 1))
-					if i == j {
-						x = complex(real(x), 0)
-					}
-					z.set(i, j, x)
-					z.set(j, i, cmplx.Conj(x))
+	for _, g := range s.Turned {
+		z := newHermitian(k.n)
+		for i := range k.n {
+			for j := range i + 1 {
+				at := func(a, b int) float64 { return g.At(a*k.n+i, b*k.n+j) }
+				x := complex(at(0, 0)+at(1, 1), at(1, 0)-at(0, 1))
+				if i == j {
+					x = complex(real(x), 0)
 				}
+				z.set(i, j, x)
+				z.set(j, i, cmplx.Conj(x))
 			}
-			k.turned = append(k.turned, z)
 		}
+		k.turned = append(k.turned, z)
 	}
 	k.lambda = make([][]float64, k.n)
 	for h, reads := range k.reads {
 		k.lambda[h] = make([]float64, len(pairs))
 		for f, p := range pairs {
 			for _, r := range reads {
-				k.lambda[h][f] += (query[r].At(p[0], p[0]) + query[r].At(p[1], p[1])) / 2
+				k.lambda[h][f] += (s.Query[r].At(p[0], p[0]) + s.Query[r].At(p[1], p[1])) / 2
 			}
 		}
 	}
 	if len(rest) == 0 {
-		return k, nil
+		k.metric, err = newScoreMetric(k, s)
+		return k, err
 	}
 	var weight []*mat.SymDense
-	for _, q := range query {
+	for _, q := range s.Query {
 		weight = append(weight, chosen(q, rest))
 	}
-	rows, _ := projection.Dims()
-	part := mat.NewDense(rows, k.n*len(rest), nil)
-	for h := range k.n {
-		for j, c := range rest {
-			for i := range rows {
-				part.Set(i, h*len(rest)+j, projection.At(i, h*k.d+c))
-			}
-		}
+	seen := s.Spread
+	switch {
+	case seen != nil:
+	case s.FixedMean != nil:
+		seen = []*mat.SymDense{centred(s.Fixed, [][]float64{s.FixedMean})}
+	default:
+		seen = []*mat.SymDense{s.Fixed}
 	}
-	k.free, err = newStack(len(rest), k.reads, weight, spreads, input, part)
+	k.free, err = newStack(len(rest), k.reads, weight, seen, s.Fixed)
 	return k, err
 }
 

@@ -28,7 +28,7 @@ func TestFoldedQueriesScoreTheApproximatedKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pairs, _, err := channels(rotary, d)
+		pairs, _, err := Channels(rotary, d)
 		if err != nil {
 			t.Fatal(err)
 		}

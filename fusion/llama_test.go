@@ -137,7 +137,7 @@ func cols(x *mat.Dense, h, d int) *mat.Dense {
 
 // turned rotates heads of d channels by position.
 func (l *llama) turned(x *mat.Dense, r attention.Rotary, d int) *mat.Dense {
-	pairs, _, _ := channels(r, d)
+	pairs, _, _ := Channels(r, d)
 	out := mat.DenseCopyOf(x)
 	t, n := x.Dims()
 	for i := range t {
@@ -312,30 +312,34 @@ func (g *gather) mean(name string, tokens float64) *mat.SymDense {
 // statistics of layer i at the given inputs, with the weights that it had.
 func (l *llama) statistics(i int, xs []*mat.Dense, attended bool) *Stats {
 	y := &l.layers[i]
-	g := &gather{m: map[string]*mat.SymDense{}}
-	tokens := 0.0
-	for _, x := range xs {
-		tokens += float64(x.RawMatrix().Rows)
-	}
-	parallel(len(xs), func(s int) {
-		n := normed(xs[s], y.attnNorm)
-		q := times(n, y.w.Query)
-		g.add("x", n)
-		for h := range y.w.Heads {
-			g.add(fmt.Sprint("q", h), cols(q, h, y.w.HeadDim))
-		}
-		if attended {
-			for h, a := range l.probabilities(y.w, q, times(n, y.w.Key), y.w.KeyOf) {
-				g.add(fmt.Sprint("a", h), times(a, n))
+	w, g := y.w, &gather{m: map[string]*mat.SymDense{}}
+	var all [3]*mat.Dense // queries, keys, values of all sequences
+	for j, p := range []*mat.Dense{w.Query, w.Key, w.Value} {
+		all[j] = new(mat.Dense)
+		for _, x := range xs {
+			part := times(normed(x, y.attnNorm), p)
+			if all[j].IsEmpty() {
+				all[j] = part
+				continue
 			}
+			var both mat.Dense
+			both.Stack(all[j], part)
+			all[j] = &both
+		}
+	}
+	s := headMoments(w, all[0], all[1], all[2])
+	if !attended {
+		return s
+	}
+	parallel(len(xs), func(at int) {
+		n := normed(xs[at], y.attnNorm)
+		v := times(n, w.Value)
+		for h, a := range l.probabilities(w, times(n, w.Query), times(n, w.Key), w.KeyOf) {
+			g.add(fmt.Sprint("a", h), times(a, v))
 		}
 	})
-	s := &Stats{Tokens: tokens, Input: g.mean("x", tokens)}
-	for h := range y.w.Heads {
-		s.Query = append(s.Query, g.mean(fmt.Sprint("q", h), tokens))
-		if attended {
-			s.Attended = append(s.Attended, g.mean(fmt.Sprint("a", h), tokens))
-		}
+	for h := range w.Heads {
+		s.Attended = append(s.Attended, g.mean(fmt.Sprint("a", h), s.Tokens))
 	}
 	return s
 }

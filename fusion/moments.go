@@ -100,57 +100,12 @@ func readers(of []int, n int) [][]int {
 	return out
 }
 
-// extended returns a projection with its bias as the last row where the statistics have a constant 1 as the last input.
-func extended(what string, w *mat.Dense, bias []float64, n int) (*mat.Dense, error) {
-	rows, cols := w.Dims()
-	switch {
-	case n == rows && bias == nil:
-		return w, nil
-	case n == rows:
-		return nil, fmt.Errorf("%s have a bias, the statistics of their input are [%d, %d]; want a constant 1 appended: [%d, %d]", what, n, n, n+1, n+1)
-	case n != rows+1:
-		return nil, fmt.Errorf("%s have %d inputs, the statistics of their input are [%d, %d]", what, rows, n, n)
-	}
-	out := mat.NewDense(n, cols, nil)
-	out.Slice(0, rows, 0, cols).(*mat.Dense).Copy(w)
-	if bias != nil {
-		out.SetRow(rows, bias)
-	}
-	return out, nil
-}
-
-// centred returns C − μᵀμ with μ = E[x], the covariance, for statistics whose last input is the constant 1: what is left
-// of C where a constant is free. The last row and column become 0.
-func centred(c *mat.SymDense) *mat.SymDense {
-	n := c.SymmetricDim()
-	one := c.At(n-1, n-1)
-	out := mat.NewSymDense(n, nil)
-	for i := range n {
-		for j := i; j < n; j++ {
-			out.SetSym(i, j, c.At(i, j)-c.At(i, n-1)*c.At(j, n-1)/one)
-		}
-	}
-	return out
-}
-
-// congruence returns wᵀ·c·w.
-func congruence(c *mat.SymDense, w *mat.Dense) *mat.SymDense {
-	var cw mat.Dense
-	cw.Mul(mat.DenseCopyOf(c), w)
-	// strips of columns, each down to its diagonal: half of a product that is symmetric
-	const strip = 256
-	rows, n := w.Dims()
-	out := mat.NewSymDense(n, nil)
-	var part mat.Dense
-	for from := 0; from < n; from += strip {
-		to := min(n, from+strip)
-		part.Reset()
-		part.Mul(w.Slice(0, rows, 0, to).T(), cw.Slice(0, rows, from, to))
-		for i := range to {
-			for j := max(i, from); j < to; j++ {
-				out.SetSym(i, j, part.At(i, j-from))
-			}
-		}
+// centred returns C less the mean of μᵀμ over the given means: what is left of moments where a constant is free.
+func centred(c *mat.SymDense, means [][]float64) *mat.SymDense {
+	out := mat.NewSymDense(c.SymmetricDim(), nil)
+	out.CopySym(c)
+	for _, m := range means {
+		out.SymRankOne(out, -1/float64(len(means)), mat.NewVecDense(len(m), m))
 	}
 	return out
 }
@@ -166,9 +121,9 @@ func block(g *mat.SymDense, i, j, d int) *mat.Dense {
 	return out
 }
 
-// channels splits those of a head into the pairs that the rotary embedding turns, in the order of their frequency, and
-// the rest.
-func channels(r attention.Rotary, d int) (pairs [][2]int, rest []int, err error) {
+// Channels splits those of a head of d into the pairs that the rotary embedding turns, in the order of their frequency,
+// and the rest.
+func Channels(r attention.Rotary, d int) (pairs [][2]int, rest []int, err error) {
 	turned := r.Dims
 	switch {
 	case r.Kind == attention.NoRotary || r.Kind == "":

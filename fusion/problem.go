@@ -113,26 +113,10 @@ func (p *Problem) moments(k kind) (moments, error) {
 	return p.values, nil
 }
 
-// constant tells whether the statistics have the constant 1 as the last input.
-func (p *Problem) constant() bool {
-	rows, _ := p.W.Key.Dims()
-	return p.S.Input.SymmetricDim() == rows+1
-}
-
 func (p *Problem) keyMoments() (moments, error) {
-	w, err := extended("keys", p.W.Key, p.W.KeyBias, p.S.Input.SymmetricDim())
-	if err != nil {
-		return nil, err
-	}
-	s := p.S.counted(p.Importance)
-	k, err := newKeys(p.W, w, s.Input, p.spreads(), s.Query)
+	k, err := newKeys(p.W, p.S.counted(p.Importance))
 	if err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
-	}
-	if len(k.rest) == 0 {
-		if k.metric, err = newScoreMetric(k, s); err != nil {
-			return nil, fmt.Errorf("keys: %w", err)
-		}
 	}
 	if p.KeyNorm {
 		p.keyNote = "a norm of each head follows the key projection: keys are mixed by one weight per head, nothing is folded into the queries"
@@ -141,47 +125,22 @@ func (p *Problem) keyMoments() (moments, error) {
 	return k, nil
 }
 
-// spreads are the moments of the input as far as keys that differ between positions make a difference to attention: a
-// constant added to every key is nothing to a softmax. One for each query head, or one for all.
-func (p *Problem) spreads() []*mat.SymDense {
-	if len(p.S.Weighed) > 0 && len(p.S.Attended) == p.W.Heads {
-		var out []*mat.SymDense
-		for h, c := range p.S.Weighed {
-			var spread mat.SymDense
-			spread.ScaleSym(-1, p.S.Attended[h])
-			spread.AddSym(&spread, c)
-			out = append(out, &spread)
-		}
-		return out
-	}
-	switch {
-	case p.constant():
-		return []*mat.SymDense{centred(p.S.Input)}
-	case p.S.Mean != nil:
-		c := mat.NewSymDense(len(p.S.Mean), nil)
-		c.SymRankOne(p.S.Input, -1, mat.NewVecDense(len(p.S.Mean), p.S.Mean))
-		return []*mat.SymDense{c}
-	}
-	return []*mat.SymDense{p.S.Input}
-}
-
 // freeConstant tells whether an error of the output that is the same for every token costs nothing, since an output bias
 // takes it up: rows of attention probabilities add up to 1, so that what is constant in the values stays constant.
-func (p *Problem) freeConstant() bool { return p.W.OutputBias != nil && p.constant() }
+func (p *Problem) freeConstant() bool { return p.W.OutputBias != nil && p.S.AttendedMean != nil }
 
 func (p *Problem) valueMoments() (moments, error) {
-	w, err := extended("values", p.W.Value, p.W.ValueBias, p.S.Input.SymmetricDim())
-	if err != nil {
-		return nil, err
+	seen := slices.Clone(p.S.Attended)
+	if len(seen) == 0 {
+		seen = []*mat.SymDense{p.S.Value}
 	}
-	attended := p.S.Attended
-	if len(attended) == 0 {
-		attended = []*mat.SymDense{p.S.Input}
-	}
-	seen := slices.Clone(attended)
-	for i, c := range seen {
-		if p.freeConstant() {
-			seen[i] = centred(c)
+	if p.freeConstant() {
+		for i, c := range seen {
+			means := p.S.AttendedMean
+			if len(seen) > 1 {
+				means = means[i : i+1]
+			}
+			seen[i] = centred(c, means)
 		}
 	}
 	d := p.W.ValueDim
@@ -199,7 +158,7 @@ func (p *Problem) valueMoments() (moments, error) {
 		weight[h] = mat.NewSymDense(d, nil)
 		weight[h].SymOuterK(counts, o)
 	}
-	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, p.S.Input, w)
+	s, err := newStack(d, readers(p.W.ValueOf, p.W.ValueHeads), weight, seen, p.S.Value)
 	if err != nil {
 		return nil, fmt.Errorf("values: %w", err)
 	}

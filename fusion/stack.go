@@ -15,30 +15,19 @@ import (
 type stack struct {
 	n, d    int
 	reads   [][]int
-	weight  []*mat.SymDense      // W_r
-	seen    []*mat.SymDense      // E[hᵀh] of all heads side by side, [n·d, n·d], by reader; or one for all
-	plain   func() *mat.SymDense // the same, before attention; few strategies ask for it
-	root    []*mat.Dense         // of head j: (Σ_r W_r)^{1/2}
-	inverse []*mat.Dense         // and its pseudo-inverse
+	weight  []*mat.SymDense // W_r
+	seen    []*mat.SymDense // E[hᵀh] of all heads side by side, [n·d, n·d], by reader; or one for all
+	plain   *mat.SymDense   // the same, before attention
+	root    []*mat.Dense    // of head j: (Σ_r W_r)^{1/2}
+	inverse []*mat.Dense    // and its pseudo-inverse
 	pairs   pairCosts
 	mu      sync.Mutex
 	reduced []*mat.Dense // by head; see pairError
 }
 
-// newStack takes the moments of what readers see (by reader, or one for all) and of the input itself, and the projection
-// that makes the heads of it.
-func newStack(d int, reads [][]int, weight, inputs []*mat.SymDense, plain *mat.SymDense, projection *mat.Dense) (*stack, error) {
-	var seen []*mat.SymDense
-	for _, c := range inputs {
-		seen = append(seen, congruence(c, projection))
-	}
-	own := sync.OnceValue(func() *mat.SymDense {
-		if len(inputs) == 1 && inputs[0] == plain {
-			return seen[0]
-		}
-		return congruence(plain, projection)
-	})
-	s := &stack{n: len(reads), d: d, reads: reads, weight: weight, seen: seen, plain: own, reduced: make([]*mat.Dense, len(reads))}
+// newStack takes what readers see of all heads (by reader, or one for all), and the same before attention.
+func newStack(d int, reads [][]int, weight, seen []*mat.SymDense, plain *mat.SymDense) (*stack, error) {
+	s := &stack{n: len(reads), d: d, reads: reads, weight: weight, seen: seen, plain: plain, reduced: make([]*mat.Dense, len(reads))}
 	for j := range s.n {
 		sum := mat.NewSymDense(d, nil)
 		for _, r := range reads[j] {
@@ -144,14 +133,14 @@ func (s *stack) principal(group []int) (*mixture, error) {
 	for _, j := range group {
 		eye[j] = scaledIdentity(s.d, 1)
 	}
-	return s.truncated(s.of(s.plain(), group), group, eye, eye)
+	return s.truncated(s.of(s.plain, group), group, eye, eye)
 }
 
 func (s *stack) principalError(group []int) (float64, error) {
 	if len(group) == 1 {
 		return 0, nil
 	}
-	g := s.of(s.plain(), group)
+	g := s.of(s.plain, group)
 	values, _, err := leading(g, s.d)
 	if err != nil {
 		return 0, err
@@ -300,10 +289,10 @@ func (s *stack) inner(h, i, j int) (x float64) {
 	return x
 }
 
-func (s *stack) energy(i int) float64 { return mat.Trace(block(s.plain(), i, i, s.d)) }
+func (s *stack) energy(i int) float64 { return mat.Trace(block(s.plain, i, i, s.d)) }
 
 func (s *stack) similarity(i, j int, aligned bool) (float64, error) {
-	cross := block(s.plain(), i, j, s.d)
+	cross := block(s.plain, i, j, s.d)
 	norm := math.Sqrt(s.energy(i) * s.energy(j))
 	if norm == 0 {
 		return 0, nil
@@ -330,7 +319,7 @@ func (s *stack) aligned(group []int) (*mixture, error) {
 	if len(group) == 1 {
 		return scalarMixture([]float64{1}), nil
 	}
-	d, g := s.d, s.of(s.plain(), group)
+	d, g := s.d, s.of(s.plain, group)
 	turn := make([]*mat.Dense, len(group))
 	for i := range turn {
 		turn[i] = scaledIdentity(d, 1)

@@ -2,74 +2,84 @@ package fusion
 
 import (
 	"fmt"
+	"slices"
 
 	"gonum.org/v1/gonum/mat"
 )
 
-// Stats are the statistics of one block over the calibration tokens, expectations over tokens that are not hidden. x is
-// the input of the key and value projections, with a constant 1 appended when one of the block's projections has a
-// bias, so that biases are weights of that last entry; n = len(x).
+// Stats are second moments of the heads of one block, expectations over the calibration tokens that are not hidden. With
+// x the input of the projections they are Wᵀ·E[xᵀx]·W; taken of the heads they are as small as the heads are, and nothing
+// has to be multiplied by a moment of the width of the model. Heads are meant as projected, bias included, before any
+// norm, rotation or scale: K key heads of d channels, V value heads of dv.
 type Stats struct {
 	Tokens float64
-	// Input is E[xᵀx], [n, n].
-	Input *mat.SymDense
-	// Query[h] is E[q_hᵀ q_h], [d, d]: queries of head h as projected, bias included, before any rotation or scale.
+	// Query[h] is E[q_hᵀ q_h], [d, d], of query head h.
 	Query []*mat.SymDense
-	// Attended[h] is E[(A_h x)ᵀ (A_h x)], [n, n]: what value head inputs look like after the attention of query head h.
-	// One entry alone stands for all heads (their mean: less memory for large n, a little less exact); none for Input.
+	// Turned[f] is E[zᵀz], [2K, 2K], of the channels (a, b) that the rotary embedding turns together at frequency f: z is
+	// a of every key head, then b of every key head. Frequencies follow the order of the channels.
+	Turned []*mat.SymDense
+	// Fixed is E[kᵀk], [K·r, K·r], of the r channels of each key head that are not turned, in their order; nil when all are.
+	Fixed *mat.SymDense
+	// FixedMean is E[k] of them: a softmax does not see what is the same in every key; nil when unknown.
+	FixedMean []float64
+	// Spread[h] is E_i Σ_j A_ij (k_j − k̄_i)ᵀ(k_j − k̄_i), [K·r, K·r], k̄_i = Σ_j A_ij k_j, of the same channels: how keys
+	// differ where query head h looks. nil when unknown; Fixed less its mean stands for it.
+	Spread []*mat.SymDense
+	// Value is E[vᵀv], [V·dv, V·dv].
+	Value *mat.SymDense
+	// Attended[h] is E[(A_h v)ᵀ(A_h v)], [V·dv, V·dv]: values after the attention of query head h. One entry alone stands
+	// for all heads (their mean: less memory where heads are many, a little less exact); none for Value.
 	Attended []*mat.SymDense
-	// Mean is E[x], for inputs without the constant 1 (which gives it otherwise); nil when unknown. It tells what part
-	// of a key is the same at every position, which a softmax does not see when no rotary embedding turns it.
-	Mean []float64
-	// Weighed[h] is E_i Σ_j A_ij x_jᵀ x_j, [n, n]: the inputs as the attention of query head h weighs them, so that
-	// Weighed − Attended is the mean covariance of what one query attends to; nil when unknown. It serves keys that no
-	// rotary embedding turns.
-	Weighed []*mat.SymDense
-	// Scores[h] and Outputs[h], [KVHeads·d, KVHeads·d], say what errors of keys do to query head h where a rotary
-	// embedding turns all channels; a sample of query positions is enough (some 400 in all), nil when unknown. Let φ_ij be
-	// how the score of query i and key j changes with a multiple of each key head's channels: for the pair (a, b) of
-	// channels of key head m, turned keys k and the turned query q of head h,
+	// AttendedMean[h] is E[A_h v], always one for each query head: what an output bias can take up; nil when unknown.
+	AttendedMean [][]float64
+	// Scores[h] and Outputs[h], [K·d, K·d], say what errors of keys do to query head h where a rotary embedding turns all
+	// channels; a sample of query positions is enough (some 400 in all), nil when unknown. Let φ_ij be how the score of
+	// query i and key j changes with a multiple of each key head's channels: for the pair (a, b) of channels of key head
+	// m, turned keys k and the turned query q of head h,
 	//
 	//	φ[m·d+a] = q_a k_ma + q_b k_mb,  φ[m·d+b] = q_b k_ma − q_a k_mb
 	//
 	// (before any scale), and φ̄_i = Σ_j A_ij φ_ij. Scores is E_i Σ_j A_ij (φ_ij − φ̄_i)ᵀ(φ_ij − φ̄_i): twice the
 	// divergence of the attention weights, to second order. Outputs is E_i M_i O_h O_hᵀ M_iᵀ with M_i = Σ_j A_ij
-	// (φ_ij − φ̄_i)ᵀ v_j, [KVHeads·d, dv]: the energy of the change of the block's output, to first order.
+	// (φ_ij − φ̄_i)ᵀ v_j, [K·d, dv]: the energy of the change of the block's output, to first order.
 	Scores, Outputs []*mat.SymDense
 }
 
 // check holds the statistics against the block's weights.
 func (s *Stats) check(w *Weights) error {
-	if s == nil || s.Input == nil {
-		return fmt.Errorf("no statistics of the input; calibrate first")
+	if s == nil || s.Value == nil {
+		return fmt.Errorf("no statistics of the heads; calibrate first")
 	}
 	if !(s.Tokens > 0) {
 		return fmt.Errorf("statistics over %g tokens; want at least one", s.Tokens)
 	}
-	if len(s.Query) != w.Heads {
-		return fmt.Errorf("statistics of %d query heads; the block has %d", len(s.Query), w.Heads)
+	pairs, rest, err := Channels(w.Rotary, w.HeadDim)
+	if err != nil {
+		return err
 	}
-	if n := len(s.Attended); n > 1 && n != w.Heads {
-		return fmt.Errorf("attended inputs of %d query heads; the block has %d", n, w.Heads)
-	}
-	for _, f := range []struct {
-		what string
-		n    int
-	}{{"weighed inputs", len(s.Weighed)}, {"scores", len(s.Scores)}, {"outputs", len(s.Outputs)}} {
-		if f.n > 0 && f.n != w.Heads {
-			return fmt.Errorf("statistics of the %s of %d query heads; the block has %d", f.what, f.n, w.Heads)
-		}
-	}
-	n, keys := s.Input.SymmetricDim(), w.KVHeads*w.HeadDim
-	if s.Mean != nil && len(s.Mean) != n {
-		return fmt.Errorf("a mean input of %d entries beside moments of %d", len(s.Mean), n)
+	fixed, values, keys := w.KVHeads*len(rest), w.ValueHeads*w.ValueDim, w.KVHeads*w.HeadDim
+	var rests []*mat.SymDense
+	if s.Fixed != nil || fixed > 0 {
+		rests = []*mat.SymDense{s.Fixed}
 	}
 	for _, m := range []struct {
 		what string
 		list []*mat.SymDense
+		want []int // numbers of matrices that can be
 		n    int
-	}{{"input", []*mat.SymDense{s.Input}, n}, {"queries", s.Query, w.HeadDim}, {"attended inputs", s.Attended, n},
-		{"weighed inputs", s.Weighed, n}, {"scores", s.Scores, keys}, {"outputs", s.Outputs, keys}} {
+	}{
+		{"queries", s.Query, []int{w.Heads}, w.HeadDim},
+		{"turned keys", s.Turned, []int{len(pairs)}, 2 * w.KVHeads},
+		{"keys that are not turned", rests, []int{min(1, fixed)}, fixed},
+		{"spread of keys", s.Spread, []int{0, w.Heads}, fixed},
+		{"values", []*mat.SymDense{s.Value}, []int{1}, values},
+		{"attended values", s.Attended, []int{0, 1, w.Heads}, values},
+		{"scores", s.Scores, []int{0, w.Heads}, keys},
+		{"outputs", s.Outputs, []int{0, w.Heads}, keys},
+	} {
+		if !slices.Contains(m.want, len(m.list)) {
+			return fmt.Errorf("statistics of the %s: %d matrices; want %d", m.what, len(m.list), m.want[len(m.want)-1])
+		}
 		for h, a := range m.list {
 			if a == nil || a.SymmetricDim() != m.n {
 				return fmt.Errorf("statistics of the %s, matrix %d: want [%d, %d]", m.what, h, m.n, m.n)
@@ -78,6 +88,18 @@ func (s *Stats) check(w *Weights) error {
 				return fmt.Errorf("statistics of the %s, matrix %d: %w", m.what, h, err)
 			}
 		}
+	}
+	means := s.AttendedMean
+	if means != nil && len(means) != w.Heads {
+		return fmt.Errorf("mean attended values of %d query heads; the block has %d", len(means), w.Heads)
+	}
+	for _, m := range means {
+		if len(m) != values {
+			return fmt.Errorf("a mean of %d attended channels; want %d", len(m), values)
+		}
+	}
+	if s.FixedMean != nil && len(s.FixedMean) != fixed {
+		return fmt.Errorf("a mean of %d channels of keys; want %d", len(s.FixedMean), fixed)
 	}
 	return nil
 }

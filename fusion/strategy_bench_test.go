@@ -24,18 +24,20 @@ func randomBlock(heads, d int) *Problem {
 		Heads: heads, KVHeads: heads, ValueHeads: heads, HeadDim: d, ValueDim: d, Rotary: halfSplit(d),
 		Query: draw(n, n), Key: draw(n, n), Value: draw(n, n), Output: draw(n, n),
 	}
-	s := &Stats{Tokens: 1e4}
 	for h := range heads {
 		w.KeyOf, w.ValueOf = append(w.KeyOf, h), append(w.ValueOf, h)
-		s.Query = append(s.Query, moment(draw(2*d, d)))
 	}
-	s.Input = mat.NewSymDense(n, nil)
+	const tokens = 1024
+	s := headMoments(w, draw(tokens, n), draw(tokens, n), draw(tokens, n))
+	// as what is seen after attention: positive definite, its spectrum falling, and no entry zero, which gonum's product
+	// leaves out
+	seen := mat.NewSymDense(n, nil)
 	for i := range n {
-		for j := i; j < n; j++ { // positive definite, and no entry is zero: gonum's product leaves zeros out
-			s.Input.SetSym(i, j, math.Pow(0.99, float64(j-i)))
+		for j := i; j < n; j++ {
+			seen.SetSym(i, j, math.Pow(0.99, float64(j-i)))
 		}
 	}
-	s.Attended = []*mat.SymDense{s.Input}
+	s.Attended = []*mat.SymDense{seen}
 	return &Problem{W: w, S: s}
 }
 

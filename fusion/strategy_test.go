@@ -64,10 +64,9 @@ func newSample(rng *rand.Rand, kv, reads, d int, rotary attention.Rotary, biased
 			x.Set(t, n-1, 1)
 		}
 	}
-	s := &sample{x: x, p: &Problem{W: w, S: &Stats{Tokens: tokens, Input: moment(x)}}}
-	q := s.queries(w.Query, w.QueryBias)
+	q := project(x, w.Query, w.QueryBias)
+	s := &sample{x: x, p: &Problem{W: w, S: headMoments(w, sampledRows(q), project(x, w.Key, w.KeyBias), project(x, w.Value, w.ValueBias))}}
 	for h := range w.Heads {
-		s.p.S.Query = append(s.p.S.Query, moment(sampledRows(cols(q, h, d))))
 		seen := mat.NewDense(tokens, n, nil) // a mean over a few earlier tokens, another for each head
 		for t := range tokens {
 			for back := range h + 2 {
@@ -78,9 +77,51 @@ func newSample(rng *rand.Rand, kv, reads, d int, rotary attention.Rotary, biased
 			}
 		}
 		s.seen = append(s.seen, seen)
-		s.p.S.Attended = append(s.p.S.Attended, moment(seen))
+		v := project(seen, w.Value, w.ValueBias)
+		s.p.S.Attended = append(s.p.S.Attended, moment(v))
+		s.p.S.AttendedMean = append(s.p.S.AttendedMean, columnMeans(v))
 	}
 	return s
+}
+
+// headMoments are the statistics of queries, keys and values, [tokens, heads·channels], before attention.
+func headMoments(w *Weights, q, k, v *mat.Dense) *Stats {
+	tokens, _ := k.Dims()
+	s := &Stats{Tokens: float64(tokens), Value: moment(v)}
+	for h := range w.Heads {
+		s.Query = append(s.Query, moment(cols(q, h, w.HeadDim)))
+	}
+	pairs, rest, _ := Channels(w.Rotary, w.HeadDim)
+	pick := func(channels []int, n int, column func(i, h int) int) *mat.Dense {
+		out := mat.NewDense(tokens, n*w.KVHeads, nil)
+		for i := range n {
+			for h := range w.KVHeads {
+				for t := range tokens {
+					out.Set(t, column(i, h), k.At(t, h*w.HeadDim+channels[i]))
+				}
+			}
+		}
+		return out
+	}
+	for _, p := range pairs {
+		s.Turned = append(s.Turned, moment(pick(p[:], 2, func(i, h int) int { return i*w.KVHeads + h })))
+	}
+	if len(rest) > 0 {
+		fixed := pick(rest, len(rest), func(i, h int) int { return h*len(rest) + i })
+		s.Fixed, s.FixedMean = moment(fixed), columnMeans(fixed)
+	}
+	return s
+}
+
+func columnMeans(x *mat.Dense) []float64 {
+	t, n := x.Dims()
+	out := make([]float64, n)
+	for i := range t {
+		for j, v := range x.RawRowView(i) {
+			out[j] += v / float64(t)
+		}
+	}
+	return out
 }
 
 // sampledRows keeps every seventh row: the queries over which scores are checked.
@@ -116,8 +157,6 @@ func project(x *mat.Dense, w *mat.Dense, bias []float64) *mat.Dense {
 	}
 	return out
 }
-
-func (s *sample) queries(w *mat.Dense, bias []float64) *mat.Dense { return project(s.x, w, bias) }
 
 // outputError is E|Σ over nothing: the energy of every head's output error, added over heads, which is what ValueError
 // says; it is computed from the tokens.
@@ -195,7 +234,7 @@ func (s *sample) scoreError(sol *Solution) float64 {
 	t, _ := s.x.Dims()
 	was, is := project(s.x, w.Key, w.KeyBias), project(s.x, l.Key, l.KeyBias)
 	qWas, qIs := project(s.x, w.Query, w.QueryBias), project(s.x, l.Query, l.QueryBias)
-	pairs, rest, _ := channels(w.Rotary, d)
+	pairs, rest, _ := Channels(w.Rotary, d)
 	total := 0.0
 	for h := range w.Heads {
 		j := w.KeyOf[h]
@@ -220,9 +259,6 @@ func (s *sample) scoreError(sol *Solution) float64 {
 					e[b] += qWas.At(a, h*d+c)*was.At(b, j*d+c) - qIs.At(a, h*d+c)*is.At(b, g*d+c)
 				}
 				mean += e[b] / float64(t)
-			}
-			if s.p.W.KeyBias == nil {
-				mean = 0 // without the constant 1 the statistics do not know it
 			}
 			for b := range t {
 				total += (e[b] - mean) * (e[b] - mean) / float64(t) / float64((t+6)/7)

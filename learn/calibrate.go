@@ -5,18 +5,18 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/mat"
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
-	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
 	"onnx-dha/verify"
 )
 
-// attended says how Stats.Attended is taken, by far the dearest statistic.
+// attended says how Stats.Attended is taken, the dearest of the moments.
 type attended int
 
 const (
@@ -28,119 +28,13 @@ const (
 // attendedLimit bounds the elements of the per-head matrices of one block; above it they are pooled.
 const attendedLimit = 64 << 20
 
-// attendedShare bounds the cost of the attended statistics of a block by this share of the block's forward pass: only
-// every stride-th query is used.
-const attendedShare = 0.15
-
-// collector adds the statistics of some blocks to a copy.
-type collector struct {
-	b      *bench
-	tokens *graph.Value // bool [tokens, 1], false for padding; nil without a mask
-	source *graph.Value // the same for the other side of a cross attention
-}
-
-func newCollector(b *bench) *collector {
-	c := &collector{b: b}
-	for _, in := range b.lab.Signature.Inputs {
-		if in.Role != verify.MaskOnes || len(in.Dims) != 2 {
-			continue
-		}
-		v := b.g.Value(in.Name)
-		if in.DType != onnxpb.TensorProto_BOOL {
-			v = b.cast(v, onnxpb.TensorProto_BOOL)
-		}
-		if isEncoder(in.Name) {
-			c.source = v
-		} else {
-			c.tokens = v
-		}
-	}
-	return c
-}
-
-// keys returns the mask of the positions that a block attends to.
-func (c *collector) keys(block *attention.Block) *graph.Value {
-	if block.Kind == attention.Cross {
-		return c.source
-	}
-	return c.tokens
-}
-
-// show replaces what a mask [batch, length] hides in rows [batch·length, n] by zeros, whatever it is: states at padded
-// positions may be NaN.
-func (c *collector) show(name string, rows, mask *graph.Value) *graph.Value {
-	if mask == nil {
-		return rows
-	}
-	column := c.b.rows(mask, 1)
-	return c.b.op("Where", name+"/shown", []*graph.Value{column, rows, c.b.floats(name+"/zero", nil, 0)})
-}
-
-// withOne appends a constant 1 to rows [tokens, n].
-func (c *collector) withOne(name string, rows *graph.Value) *graph.Value {
-	return c.b.op("Pad", name+"/one", []*graph.Value{rows, c.b.ints(name+"/pads", 0, 0, 0, 1), c.b.floats(name+"/pad", nil, 1)})
-}
-
-// gram returns xᵀx of rows [.., tokens, n].
-func (b *bench) gram(name string, x *graph.Value, rank int) *graph.Value {
-	perm := make([]int64, rank)
-	for i := range perm {
-		perm[i] = int64(i)
-	}
-	perm[rank-1], perm[rank-2] = perm[rank-2], perm[rank-1]
-	t := b.op("Transpose", name+"/transposed", []*graph.Value{x}, graph.IntsAttr("perm", perm...))
-	return b.op("MatMul", name+"/gram", []*graph.Value{t, x})
-}
-
-// inputRows returns the inputs of a projection as [tokens, n] with the 1 appended where the block has biases.
-func (c *collector) inputRows(name string, p *attention.Projection, mask *graph.Value, one bool) (rows *graph.Value, n int, err error) {
-	v, err := c.b.tap(p.Input)
-	if err != nil {
-		return nil, 0, err
-	}
-	if n, err = c.b.width(p.Input); err != nil {
-		return nil, 0, err
-	}
-	if c.sequenceFirst(p.Input) {
-		v = c.b.op("Transpose", name+"/batch_first", []*graph.Value{v}, graph.IntsAttr("perm", 1, 0, 2))
-	}
-	rows = c.b.rows(v, n)
-	if one {
-		rows = c.withOne(name, rows)
-		n++
-	}
-	return c.show(name, rows, mask), n, nil
-}
-
-// sequenceFirst reports whether a value is [sequence, batch, channels]: its second axis is the batch of the tokens.
-func (c *collector) sequenceFirst(v *graph.Value) bool {
-	shape, ok := c.b.facts.Shape(v)
-	if !ok || len(shape) != 3 {
-		return false
-	}
-	for _, in := range c.b.lab.Signature.Inputs {
-		first, ok := c.b.facts.Shape(c.b.g.Value(in.Name))
-		if !ok || len(first) < 2 || in.Role == verify.PastCache {
-			continue
-		}
-		if _, fixed := first[0].Const(); fixed {
-			continue
-		}
-		if shape[0].Equal(first[0]) {
-			return false
-		}
-		if shape[1].Equal(first[0]) {
-			return true
-		}
-	}
-	return false
-}
-
 // layout is what the sums of one block are called and how they are shaped.
 type layout struct {
 	block    int
-	n        int // length of x, the appended 1 included
-	query    int // the same for the input of the queries; 0 when it is that of the keys
+	n        int // width of the projections' input
+	turned   int // frequencies of the rotary embedding
+	fixed    int // channels of all key heads that it does not turn
+	cross    bool
 	attended attended
 	stride   int
 	scores   int // stride over queries of the statistics of scores; 0 without them
@@ -148,219 +42,281 @@ type layout struct {
 
 func (l layout) name(what string) string { return fmt.Sprintf("%d/%s", l.block, what) }
 
-// biased reports whether a block has a bias that a statistic must know of.
-func biased(w *fusion.Weights) bool {
-	return w.QueryBias != nil || w.KeyBias != nil || w.ValueBias != nil
-}
-
 // add sets up the statistics of block i in the second branch.
-func (c *collector) add(i int, seq int) (layout, error) {
+func (c *collector) add(i, seq int) (l layout, err error) {
 	block, w := c.b.blocks[i], c.b.lab.Weights[i]
-	l := layout{block: i}
-	one := biased(w)
+	l = layout{block: i, cross: block.Kind == attention.Cross}
+	if l.n, err = c.b.width(block.Key.Projection.Input); err != nil {
+		return l, err
+	}
 	mask := c.keys(block)
-	x, n, err := c.inputRows(l.name("x"), block.Key.Projection, mask, one)
+	q, err := c.channels(l.name("q"), block.Query, w.QueryBias, c.tokens)
 	if err != nil {
 		return l, err
 	}
-	l.n = n
-	c.b.sum(l.name("input"), c.b.gram(l.name("x"), x, 2), int64(n), int64(n))
-	c.count(l.name("tokens"), x, mask)
-	c.mean(l.name("mean"), x, n)
-	if block.Query.Projection.Input != block.Key.Projection.Input {
-		q, m, err := c.inputRows(l.name("q"), block.Query.Projection, c.tokens, one)
-		if err != nil {
-			return l, err
-		}
-		l.query = m
-		c.b.sum(l.name("query"), c.b.gram(l.name("q"), q, 2), int64(m), int64(m))
-		c.count(l.name("queries"), q, c.tokens)
+	H, d := int64(w.Heads), int64(w.HeadDim)
+	c.count(l.name("queries"), q.rows, c.tokens)
+	c.b.sum(l.name("query"), c.products(l.name("query"), q.pick(nil), H, d), H, d, d)
+
+	k, err := c.channels(l.name("k"), block.Key, w.KeyBias, mask)
+	if err != nil {
+		return l, err
 	}
-	v := x
-	if block.Value.Projection.Input != block.Key.Projection.Input {
-		if v, _, err = c.inputRows(l.name("v"), block.Value.Projection, mask, one); err != nil {
-			return l, err
-		}
+	c.count(l.name("tokens"), k.rows, mask)
+	pairs, rest, err := fusion.Channels(w.Rotary, w.HeadDim)
+	if err != nil {
+		return l, err
 	}
-	if err := c.attend(&l, v, seq); err != nil {
+	K := int64(w.KVHeads)
+	if l.turned = len(pairs); l.turned > 0 {
+		var at []int
+		for _, p := range pairs {
+			for _, ch := range p {
+				for h := range w.KVHeads {
+					at = append(at, h*w.HeadDim+ch)
+				}
+			}
+		}
+		F := int64(l.turned)
+		c.b.sum(l.name("turned"), c.products(l.name("turned"), k.pick(at), F, 2*K), F, 2*K, 2*K)
+	}
+	if l.fixed = len(rest) * w.KVHeads; l.fixed > 0 {
+		var at []int
+		for h := range w.KVHeads {
+			for _, ch := range rest {
+				at = append(at, h*w.HeadDim+ch)
+			}
+		}
+		n, x := int64(l.fixed), k.pick(at)
+		c.b.sum(l.name("fixed"), c.products(l.name("fixed"), x, 1, n), 1, n, n)
+		c.b.sumAs(l.name("fixed_mean"), c.b.reduce("ReduceSum", l.name("fixed_mean/sum"), x, 1), n)
+	}
+
+	v, err := c.channels(l.name("v"), block.Value, w.ValueBias, mask)
+	if err != nil {
+		return l, err
+	}
+	n := int64(w.ValueHeads * w.ValueDim)
+	c.b.sum(l.name("value"), c.products(l.name("value"), v.pick(nil), 1, n), 1, n, n)
+	if err := c.attend(&l, v.plain(), seq); err != nil {
 		return l, err
 	}
 	return l, c.scores(&l, seq)
 }
 
-// count adds up the tokens that a mask shows of rows, all when there is none.
-func (c *collector) count(name string, rows, mask *graph.Value) {
-	if mask == nil {
-		shape := c.b.op("Shape", name+"/shape", []*graph.Value{rows})
-		mask = c.b.op("Gather", name+"/length", []*graph.Value{shape, c.b.ints(name+"/first", 0)}, graph.IntAttr("axis", 0))
+// projected is what a projection gives to one kind of heads.
+type projected struct {
+	rows *graph.Value // [tokens, columns], of the projection
+	// pick returns channels by token, [channels, tokens]: those given by their place among the channels of all heads side
+	// by side, all when nil.
+	pick func(at []int) *graph.Value
+	// plain returns all channels as [tokens, channels].
+	plain func() *graph.Value
+}
+
+// channels reads heads where they are projected, bias included, before anything else happens to them; hidden tokens are
+// zeros. Channels are read as rows, of which any are picked by copying whole rows.
+func (c *collector) channels(name string, p *attention.Path, bias []float64, mask *graph.Value) (projected, error) {
+	b := c.b
+	v, err := b.tap(p.Projection.Output)
+	if err != nil {
+		return projected{}, err
 	}
-	c.b.total(name, c.b.cast(mask, onnxpb.TensorProto_FLOAT))
+	if c.sequenceFirst(p.Projection.Output) {
+		v = b.op("Transpose", name+"/batch_first", []*graph.Value{v}, graph.IntsAttr("perm", 1, 0, 2))
+	}
+	rows := b.rows(v, p.Projection.Columns)
+	var columns []int64
+	for _, head := range p.Columns {
+		for _, col := range head {
+			columns = append(columns, int64(col))
+		}
+	}
+	added, err := addedBias(p, columns, bias)
+	if err != nil {
+		return projected{}, err
+	}
+	whole := len(columns) == p.Projection.Columns // and in order
+	run := true
+	for i, col := range columns {
+		run = run && col == columns[0]+int64(i)
+	}
+	whole = whole && run
+	// gather picks columns along an axis, adds what is added to them later on, and hides what the mask hides.
+	gather := func(x *graph.Value, axis int64, at []int, dims ...int64) *graph.Value {
+		from, some := columns, added
+		if at != nil {
+			from, some = nil, nil
+			for _, i := range at {
+				from = append(from, columns[i])
+				if added != nil {
+					some = append(some, added[i])
+				}
+			}
+		}
+		switch {
+		case at == nil && whole:
+		case at == nil && run:
+			x = b.op("Slice", name+"/channels", []*graph.Value{x, b.ints(name+"/from", columns[0]), b.ints(name+"/to", columns[len(columns)-1]+1), b.ints(name+"/axis", axis)})
+		default:
+			x = b.op("Gather", name+"/channels", []*graph.Value{x, b.ints(name+"/at", from...)}, graph.IntAttr("axis", axis))
+		}
+		if some != nil {
+			x = b.op("Add", name+"/biased", []*graph.Value{x, b.floats(name+"/bias", dims, some...)})
+		}
+		if mask != nil {
+			shape := []int64{-1, -1}
+			shape[axis] = 1
+			m := b.op("Reshape", name+"/mask", []*graph.Value{mask, b.ints(name+"/mask_shape", shape...)})
+			x = b.op("Where", name+"/shown", []*graph.Value{m, x, b.floats(name+"/zero", nil, 0)})
+		}
+		return x
+	}
+	if c.turned == nil {
+		c.turned = map[*graph.Value]*graph.Value{}
+	}
+	out := projected{rows: rows}
+	out.pick = func(at []int) *graph.Value {
+		t := c.turned[p.Projection.Output]
+		if t == nil {
+			t = b.op("Transpose", name+"/transposed", []*graph.Value{rows}, graph.IntsAttr("perm", 1, 0))
+			c.turned[p.Projection.Output] = t
+		}
+		n := len(columns)
+		if at != nil {
+			n = len(at)
+		}
+		return gather(t, 0, at, int64(n), 1)
+	}
+	out.plain = func() *graph.Value { return gather(rows, 1, nil, int64(len(columns))) }
+	return out, nil
 }
 
-// mean adds up rows [tokens, n].
-func (c *collector) mean(name string, rows *graph.Value, n int) {
-	shape := c.b.op("Shape", name+"/shape", []*graph.Value{rows})
-	length := c.b.op("Gather", name+"/length", []*graph.Value{shape, c.b.ints(name+"/first", 0)}, graph.IntAttr("axis", 0))
-	dims := c.b.op("Concat", name+"/dims", []*graph.Value{c.b.ints(name+"/1", 1), length}, graph.IntAttr("axis", 0))
-	ones := c.b.op("ConstantOfShape", name+"/ones", []*graph.Value{dims}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1})))
-	c.b.sum(name, c.b.op("MatMul", name+"/sum", []*graph.Value{ones, rows}), 1, int64(n))
+// addedBias is what the path adds to the given columns after the projection has given them, nil for nothing: the bias of
+// the block's weights less the part that a Gemm has added already.
+func addedBias(p *attention.Path, columns []int64, bias []float64) ([]float32, error) {
+	if len(p.Biases) == 0 {
+		return nil, nil
+	}
+	var own []float64
+	if t := p.Projection.BiasTensor; t != nil {
+		var err error
+		if own, err = t.Float64s(); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]float32, len(columns))
+	for i, col := range columns {
+		x := bias[i]
+		switch {
+		case len(own) == 1:
+			x -= own[0]
+		case own != nil:
+			x -= own[col]
+		}
+		out[i] = float32(x)
+	}
+	return out, nil
 }
 
-// strideFor returns the stride over queries with which the attended statistics of a block cost at most attendedShare of
-// its forward pass: per query they take heads·(n² + n·seq) multiplications, the pass about 12·n² + 2·n·seq.
-func strideFor(heads, n, seq int) int {
-	D, T, H := float64(n), float64(seq), float64(heads)
-	return max(1, int(math.Ceil(H*(D*D+D*T)/(attendedShare*(12*D*D+2*D*T)))))
+// products returns the Gram matrices [groups, n, n] of channels [groups·n, tokens], groups·n of them in order.
+func (c *collector) products(name string, x *graph.Value, groups, n int64) *graph.Value {
+	b := c.b
+	x = b.op("Reshape", name+"/groups", []*graph.Value{x, b.ints(name+"/groups_shape", groups, n, -1)})
+	t := b.op("Transpose", name+"/transposed", []*graph.Value{x}, graph.IntsAttr("perm", 0, 2, 1))
+	return b.op("MatMul", name+"/gram", []*graph.Value{x, t})
 }
 
-// rowInput names the input with the first of every stride-th query.
-func rowInput(stride int) string { return fmt.Sprintf("learn/row/%d", stride) }
-
-// attend sets up E[(A_h x)ᵀ(A_h x)] for x [batch·keys, n].
-func (c *collector) attend(l *layout, x *graph.Value, seq int) error {
-	b, block := c.b, c.b.blocks[l.block]
+// attend sets up E[(A_h v)ᵀ(A_h v)] and E[A_h v] for v [batch·keys, n].
+func (c *collector) attend(l *layout, v *graph.Value, seq int) error {
+	b, block, w := c.b, c.b.blocks[l.block], c.b.lab.Weights[l.block]
 	name := l.name("attended")
 	p, err := c.probabilities(name, block)
 	if err != nil || p == nil {
 		l.attended = none
 		return err
 	}
-	l.stride = strideFor(block.Heads, l.n, seq)
-	if block.Heads*l.n*l.n > attendedLimit {
+	width := w.ValueHeads * w.ValueDim
+	l.stride = strideFor(block.Heads, width, seq)
+	if block.Heads*width*width > attendedLimit {
 		l.attended = pooled
 	}
-	at := c.sample(name, p, x, l.n, l.stride)
-	n := int64(l.n)
+	at := c.sample(name, p, v, width, l.stride)
+	heads, n := int64(block.Heads), int64(width)
 	b.total(l.name("rows"), at.counted)
+	b.sumAs(l.name("attended_mean"), b.reduce("ReduceSum", name+"/sum", at.ax, 0, 2), heads, n)
 	if l.attended == pooled {
 		all := b.op("Reshape", name+"/all", []*graph.Value{at.ax, b.ints(name+"/all_shape", -1, n)})
-		b.sum(name, b.gram(name, all, 2), n, n)
+		b.sumAs(name, b.gram(name, all, 2), 1, n, n)
 		return nil
 	}
-	heads := int64(block.Heads)
 	byHead := b.op("Transpose", name+"/by_head", []*graph.Value{at.ax}, graph.IntsAttr("perm", 1, 0, 2, 3))
 	flat := b.op("Reshape", name+"/flat", []*graph.Value{byHead, b.ints(name+"/flat_shape", heads, -1, n)})
 	b.sum(name, b.gram(name, flat, 3), heads, n, n)
 	return nil
 }
 
-// sampled is what every stride-th query attends to.
-type sampled struct {
-	ax      *graph.Value // A_h x, [batch, heads, queries, n]; zero for queries that are padding
-	shown   *graph.Value // bool [batch, 1, queries, 1], false for padding; nil without a mask
-	counted *graph.Value // the same as float, also without a mask
-	// every takes the same queries of a value [tokens, width], as [queries, width].
-	every func(v *graph.Value, width int) *graph.Value
-}
-
-// sample computes A_h x for x [batch·keys, n] and every stride-th row of p [batch, heads, queries, keys].
-func (c *collector) sample(name string, p, x *graph.Value, n, stride int) sampled {
-	b := c.b
-	shape := b.op("Shape", name+"/shape", []*graph.Value{p})
-	part := func(at ...int64) *graph.Value {
-		return b.op("Gather", name+"/part", []*graph.Value{shape, b.ints(name+"/at", at...)}, graph.IntAttr("axis", 0))
-	}
-	concat := func(of ...*graph.Value) *graph.Value {
-		return b.op("Concat", name+"/dims", of, graph.IntAttr("axis", 0))
-	}
-	one := b.ints(name+"/1", 1)
-	x = b.op("Reshape", name+"/x", []*graph.Value{x, concat(part(0), one, part(3), b.ints(name+"/n", int64(n)))})
-	start := b.input(rowInput(stride), onnxpb.TensorProto_INT64, 1)
-	every := func(v *graph.Value) *graph.Value {
-		return b.op("Slice", name+"/every", []*graph.Value{v, start, b.ints(name+"/end", math.MaxInt64), b.ints(name+"/axis", 2), b.ints(name+"/stride", int64(stride))})
-	}
-	out := sampled{ax: b.op("MatMul", name+"/ax", []*graph.Value{every(p), x})}
-	if c.tokens != nil {
-		out.shown = every(b.op("Reshape", name+"/mask", []*graph.Value{c.tokens, concat(part(0), one, part(2), one)}))
-		out.ax = b.op("Where", name+"/shown", []*graph.Value{out.shown, out.ax, b.floats(name+"/zero", nil, 0)})
-		out.counted = b.cast(out.shown, onnxpb.TensorProto_FLOAT)
-	} else {
-		out.counted = every(b.op("ConstantOfShape", name+"/rows", []*graph.Value{concat(part(0), one, part(2), one)}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1}))))
-	}
-	out.every = func(v *graph.Value, width int) *graph.Value {
-		v = b.op("Reshape", name+"/by_query", []*graph.Value{v, concat(part(0), one, part(2), b.ints(name+"/width", int64(width)))})
-		return b.rows(every(v), width)
-	}
-	return out
-}
-
-// probabilities returns what enters the second product as [batch, heads, queries, keys], nil when it has another form.
-func (c *collector) probabilities(name string, block *attention.Block) (*graph.Value, error) {
-	if block.PV == nil || len(block.PV.In) == 0 || !block.PV.Is("MatMul") {
-		return nil, nil
-	}
-	v := block.PV.In[0]
-	l, ok := block.Scores[v]
-	shape, ranked := c.b.facts.Shape(v)
-	if !ok || !ranked {
-		return nil, nil
-	}
-	p, err := c.b.tap(v)
-	if err != nil {
-		return nil, err
-	}
-	heads := int64(block.Heads)
-	plain := l.Pure && l.Heads == block.Heads && l.Repeat == 1 && l.Inner == 1
-	switch {
-	case len(shape) == 4 && plain && l.Axis == 1 && l.Outer == 1:
-		return p, nil
-	case len(shape) == 3 && plain && l.Axis == 0: // [batch·heads, queries, keys]
-		dims := c.b.op("Shape", name+"/merged", []*graph.Value{p})
-		dims = c.b.op("Gather", name+"/rest", []*graph.Value{dims, c.b.ints(name+"/rest_at", 1, 2)}, graph.IntAttr("axis", 0))
-		dims = c.b.op("Concat", name+"/split", []*graph.Value{c.b.ints(name+"/heads", -1, heads), dims}, graph.IntAttr("axis", 0))
-		return c.b.op("Reshape", name+"/p", []*graph.Value{p, dims}), nil
-	case len(shape) == 5 && shape[1].Mul(shape[2]).Equal(graph.Int(heads)): // [batch, KV heads, queries of each, queries, keys]
-		dims := c.b.op("Shape", name+"/split", []*graph.Value{p})
-		dims = c.b.op("Gather", name+"/rest", []*graph.Value{dims, c.b.ints(name+"/rest_at", 0, 3, 4)}, graph.IntAttr("axis", 0))
-		first := c.b.op("Slice", name+"/batch", []*graph.Value{dims, c.b.ints(name+"/from", 0), c.b.ints(name+"/to", 1)})
-		last := c.b.op("Slice", name+"/lengths", []*graph.Value{dims, c.b.ints(name+"/from", 1), c.b.ints(name+"/to", 3)})
-		dims = c.b.op("Concat", name+"/merged", []*graph.Value{first, c.b.ints(name+"/heads", heads), last}, graph.IntAttr("axis", 0))
-		return c.b.op("Reshape", name+"/p", []*graph.Value{p, dims}), nil
-	}
-	return nil, nil
-}
-
 // stats divides the sums of one block by the tokens that they are over.
 func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 	s := &fusion.Stats{Tokens: p.matrix(l.name("tokens"))[0]}
-	if s.Tokens == 0 {
+	queries := p.matrix(l.name("queries"))[0]
+	if s.Tokens == 0 || queries == 0 {
 		return nil, fmt.Errorf("no token of the calibration data is visible")
 	}
-	var err error
-	if s.Input, err = symmetric(p.matrix(l.name("input")), l.n, s.Tokens); err != nil {
-		return nil, err
-	}
-	s.Mean = p.matrix(l.name("mean"))
-	for i := range s.Mean {
-		s.Mean[i] /= s.Tokens
-	}
-	query := s.Input
-	if l.query > 0 {
-		if query, err = symmetric(p.matrix(l.name("query")), l.query, p.matrix(l.name("queries"))[0]); err != nil {
-			return nil, err
-		}
-	}
-	s.Query = queryStats(w, query)
-	switch rows := 0.0; l.attended {
-	case perHead:
+	var values, fixed []*mat.SymDense
+	rows := 0.0
+	if l.attended != none {
 		rows = p.matrix(l.name("rows"))[0]
-		all := p.matrix(l.name("attended"))
-		for h := range w.Heads {
-			m, err := symmetric(all[h*l.n*l.n:(h+1)*l.n*l.n], l.n, rows)
+	}
+	of := w.ValueHeads * w.ValueDim
+	for _, m := range []struct {
+		what  string
+		to    *[]*mat.SymDense
+		count int
+		n     int
+		over  float64
+	}{
+		{"query", &s.Query, w.Heads, w.HeadDim, queries},
+		{"turned", &s.Turned, l.turned, 2 * w.KVHeads, s.Tokens},
+		{"fixed", &fixed, min(1, l.fixed), l.fixed, s.Tokens},
+		{"value", &values, 1, of, s.Tokens},
+		{"attended", &s.Attended, l.attended.matrices(w.Heads), of, rows * float64(w.Heads/max(1, l.attended.matrices(w.Heads)))},
+	} {
+		if m.count == 0 {
+			continue
+		}
+		all := p.matrix(l.name(m.what))
+		for h := range m.count {
+			x, err := symmetric(all[h*m.n*m.n:(h+1)*m.n*m.n], m.n, m.over)
 			if err != nil {
 				return nil, err
 			}
-			s.Attended = append(s.Attended, m)
+			*m.to = append(*m.to, x)
 		}
-	case pooled:
-		rows = p.matrix(l.name("rows"))[0]
-		m, err := symmetric(p.matrix(l.name("attended")), l.n, rows*float64(w.Heads))
-		if err != nil {
-			return nil, err
+	}
+	s.Value = values[0]
+	mean := func(what string, over float64) []float64 {
+		x := p.matrix(l.name(what))
+		for i := range x {
+			x[i] /= over
 		}
-		s.Attended = []*mat.SymDense{m}
+		return x
+	}
+	if l.fixed > 0 {
+		s.Fixed, s.FixedMean = fixed[0], mean("fixed_mean", s.Tokens)
+	}
+	if l.attended != none {
+		all := mean("attended_mean", rows)
+		for h := range w.Heads {
+			s.AttendedMean = append(s.AttendedMean, all[h*of:(h+1)*of])
+		}
 	}
 	return s, p.scoreStats(l, w, s)
+}
+
+// matrices is the number of matrices of a block of so many query heads.
+func (a attended) matrices(heads int) int {
+	return map[attended]int{perHead: heads, pooled: 1}[a]
 }
 
 // symmetric returns x/tokens as a symmetric matrix.
@@ -378,77 +334,90 @@ func symmetric(x []float64, n int, tokens float64) (*mat.SymDense, error) {
 	return m, nil
 }
 
-// queryStats returns E[q_hᵀq_h] = [W_h; b_h]ᵀ E[xᵀx] [W_h; b_h]: queries are linear in x, so no pass over them is needed.
-func queryStats(w *fusion.Weights, input *mat.SymDense) []*mat.SymDense {
-	n := input.SymmetricDim()
-	rows, _ := w.Query.Dims()
-	out := make([]*mat.SymDense, w.Heads)
-	d := w.HeadDim
-	for h := range out {
-		m := mat.NewDense(n, d, nil)
-		for i := range rows {
-			for c := range d {
-				m.Set(i, c, w.Query.At(i, h*d+c))
-			}
-		}
-		if n > rows && w.QueryBias != nil {
-			for c := range d {
-				m.Set(rows, c, w.QueryBias[h*d+c])
-			}
-		}
-		var half, full mat.Dense
-		half.Mul(input, m)
-		full.Mul(m.T(), &half)
-		out[h] = mat.NewSymDense(d, nil)
-		for i := range d {
-			for j := i; j < d; j++ {
-				out[h].SetSym(i, j, (full.At(i, j)+full.At(j, i))/2)
-			}
-		}
-	}
-	return out
-}
-
-// calibration is a pass that takes the statistics of some blocks, in a model whose first blocks have other weights.
+// calibration takes the statistics of some blocks, in a model whose first blocks have other weights. Its pass is made when
+// the data are known: where no token is hidden nothing has to be masked, which is a good part of the cost.
 type calibration struct {
 	*pass
-	layouts []layout
+	lab         *Lab
+	forked, seq int
+	blocks      []int
+	masked      bool
+	layouts     []layout
 }
 
 // calibration sets up the statistics of the given blocks on the second branch, in which the first forked blocks have the
 // weights that are fed. seq is the length of the calibration samples.
 func (l *Lab) calibration(forked, seq int, blocks ...int) (*calibration, error) {
-	b, err := l.bench()
-	if err != nil {
-		return nil, err
+	return &calibration{lab: l, forked: forked, seq: seq, blocks: blocks}, nil
+}
+
+func (k *calibration) close() error {
+	if k.pass == nil {
+		return nil
 	}
-	b.fork(forked)
+	return k.pass.close()
+}
+
+// prepare makes a pass that suits the batches, unless there is one.
+func (k *calibration) prepare(batches []Batch) error {
+	masked, err := k.lab.hidden(batches)
+	if err != nil || k.pass != nil && (k.masked || !masked) {
+		return err
+	}
+	if err := k.close(); err != nil {
+		return err
+	}
+	b, err := k.lab.bench()
+	if err != nil {
+		return err
+	}
+	b.fork(k.forked)
 	c := newCollector(b)
-	k := &calibration{}
-	for _, i := range blocks {
-		lay, err := c.add(i, seq)
+	if !masked {
+		c.tokens, c.source = nil, nil
+	}
+	k.masked, k.layouts = masked, nil
+	for _, i := range k.blocks {
+		lay, err := c.add(i, k.seq)
 		if err != nil {
 			b.m.Close()
-			return nil, fmt.Errorf("block %q: statistics: %w", l.Blocks[i].Name, err)
+			return fmt.Errorf("block %q: statistics: %w", k.lab.Blocks[i].Name, err)
 		}
 		k.layouts = append(k.layouts, lay)
 	}
-	if k.pass, err = b.pass(); err != nil {
-		return nil, err
-	}
-	return k, nil
+	k.pass, err = b.pass()
+	return err
 }
 
-// firstRow is the first of every stride-th query in the run called at: it moves on from run to run, and from sweep to
-// sweep, so that every position counts.
-func firstRow(at, stride, length int) int64 {
-	n := min(stride, length)
-	return int64((at + at/n) % n)
+// hidden reports whether a mask of a batch hides a token.
+func (l *Lab) hidden(batches []Batch) (bool, error) {
+	for _, in := range l.Signature.Inputs {
+		if in.Role != verify.MaskOnes || len(in.Dims) != 2 {
+			continue
+		}
+		for _, b := range batches {
+			t := b.Feeds[in.Name]
+			if t == nil {
+				continue
+			}
+			x, err := t.Float64s()
+			if err != nil {
+				return false, err
+			}
+			if slices.Contains(x, 0) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // collect runs the batches and returns the statistics of each block. Statistics of sampled queries take others in every
 // sweep over the batches.
 func (k *calibration) collect(ctx context.Context, batches []Batch, sweeps int, slots map[string]*ort.Tensor, step func()) ([]*fusion.Stats, error) {
+	if err := k.prepare(batches); err != nil {
+		return nil, err
+	}
 	k.reset()
 	for at := range sweeps * len(batches) {
 		batch := batches[at%len(batches)]

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
-	"slices"
 	"testing"
 
+	"gonum.org/v1/gonum/mat"
+
 	"onnx-dha/data"
+	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
@@ -162,36 +164,62 @@ func TestStatistics(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer k.close()
-			var want []*referenceStats
-			for n, block := range []int{0, last} {
-				want = append(want, newReferenceStats(t, l, block, k.layouts[n], batches))
-			}
 			for range 2 { // the second time from zero again
 				got, err := k.collect(context.Background(), batches, 1, nil, func() {})
 				if err != nil {
 					t.Fatal(err)
 				}
 				for n, block := range []int{0, last} {
-					s, w, r := got[n], l.Weights[block], want[n]
-					if s.Tokens != r.tokens {
-						t.Errorf("block %d: %g tokens, want %g", block, s.Tokens, r.tokens)
+					want := newReferenceStats(t, l, block, k.layouts[n], batches)
+					if got[n].Tokens != want.Tokens {
+						t.Errorf("block %d: %g tokens, want %g", block, got[n].Tokens, want.Tokens)
 					}
-					for i, x := range r.mean {
-						if math.Abs(s.Mean[i]-x) > 1e-5*math.Sqrt(r.input[i*len(r.mean)+i]) {
-							t.Fatalf("block %d mean %d: %g, want %g", block, i, s.Mean[i], x)
+					fixed := func(s *fusion.Stats) []*mat.SymDense {
+						if s.Fixed == nil {
+							return nil
+						}
+						return []*mat.SymDense{s.Fixed}
+					}
+					for _, m := range []struct {
+						what      string
+						got, want []*mat.SymDense
+					}{
+						{"query", got[n].Query, want.Query},
+						{"turned", got[n].Turned, want.Turned},
+						{"fixed", fixed(got[n]), fixed(want)},
+						{"value", []*mat.SymDense{got[n].Value}, []*mat.SymDense{want.Value}},
+						{"attended", got[n].Attended, want.Attended},
+					} {
+						if len(m.got) != len(m.want) {
+							t.Fatalf("block %d: %d matrices of %s, want %d", block, len(m.got), m.what, len(m.want))
+						}
+						for h, x := range m.want {
+							same(t, fmt.Sprintf("block %d %s %d", block, m.what, h), m.got[h].RawSymmetric().Data, x.RawSymmetric().Data, x.SymmetricDim())
 						}
 					}
-					same(t, fmt.Sprintf("block %d input", block), s.Input.RawSymmetric().Data, r.input, k.layouts[n].n)
-					if len(s.Query) != w.Heads || len(s.Attended) != w.Heads {
-						t.Fatalf("%d query and %d attended statistics for %d heads", len(s.Query), len(s.Attended), w.Heads)
-					}
-					for h := range w.Heads {
-						same(t, fmt.Sprintf("block %d query %d", block, h), s.Query[h].RawSymmetric().Data, r.query[h], w.HeadDim)
-						same(t, fmt.Sprintf("block %d attended %d", block, h), s.Attended[h].RawSymmetric().Data, r.attended[h], k.layouts[n].n)
+					means(t, fmt.Sprintf("block %d fixed", block), got[n].FixedMean, want.FixedMean)
+					for h, x := range want.AttendedMean {
+						means(t, fmt.Sprintf("block %d attended %d", block, h), got[n].AttendedMean[h], x)
 					}
 				}
 			}
 		})
+	}
+}
+
+func means(t *testing.T, what string, got, want []float64) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Fatalf("%s: %d means, want %d", what, len(got), len(want))
+	}
+	scale := 0.0
+	for _, x := range want {
+		scale = max(scale, math.Abs(x))
+	}
+	for i, x := range want {
+		if math.Abs(got[i]-x) > 1e-5*max(scale, 0.01) {
+			t.Fatalf("%s: mean %d is %g, want %g", what, i, got[i], x)
+		}
 	}
 }
 
@@ -211,32 +239,49 @@ func same(t *testing.T, what string, got, want []float64, n int) {
 	}
 }
 
-type referenceStats struct {
-	tokens          float64
-	input, mean     []float64
-	query, attended [][]float64
+// tally adds up outer products and rows.
+type tally struct {
+	product *mat.SymDense
+	sum     []float64
+	rows    float64
+}
+
+func (y *tally) add(x []float64) {
+	if y.product == nil {
+		y.product, y.sum = mat.NewSymDense(len(x), nil), make([]float64, len(x))
+	}
+	y.product.SymRankOne(y.product, 1, mat.NewVecDense(len(x), x))
+	for i, v := range x {
+		y.sum[i] += v
+	}
+	y.rows++
+}
+
+func (y *tally) moments() *mat.SymDense {
+	y.product.ScaleSym(1/y.rows, y.product)
+	return y.product
+}
+
+func (y *tally) mean() []float64 {
+	for i := range y.sum {
+		y.sum[i] /= y.rows
+	}
+	return y.sum
 }
 
 // newReferenceStats follows the definition of fusion.Stats token by token.
-func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Batch) *referenceStats {
-	w, n := l.Weights[block], lay.n
+func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Batch) *fusion.Stats {
+	w := l.Weights[block]
 	mask, keyMask := "attention_mask", "attention_mask"
 	if l.Blocks[block].Kind == attention.Cross {
 		keyMask = "encoder_attention_mask"
 	}
-	r := &referenceStats{input: make([]float64, n*n), mean: make([]float64, n)}
-	for range w.Heads {
-		r.query = append(r.query, make([]float64, w.HeadDim*w.HeadDim))
-		r.attended = append(r.attended, make([]float64, n*n))
+	pairs, rest, err := fusion.Channels(w.Rotary, w.HeadDim)
+	if err != nil {
+		t.Fatal(err)
 	}
-	outer := func(to, x []float64) {
-		for i := range x {
-			for j := range x {
-				to[i*len(x)+j] += x[i] * x[j]
-			}
-		}
-	}
-	rows, queries := 0.0, 0.0
+	query, turned, attended := make([]tally, w.Heads), make([]tally, len(pairs)), make([]tally, w.Heads)
+	var fixed, value tally
 	inside := tapped(t, l, batches, func(_ *graph.Graph, blocks []*attention.Block) []*graph.Value {
 		b := blocks[block]
 		return []*graph.Value{b.Key.Projection.Input, b.PV.In[0], b.Query.Projection.Input}
@@ -258,12 +303,14 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 			}
 			xs, qs = moved, moved
 		}
-		x := func(e, s int) []float64 {
-			v := slices.Clone(xs[(e*T+s)*width : (e*T+s+1)*width])
-			if n > width {
-				v = append(v, 1)
+		// heads gives all heads of a projection at a place
+		heads := func(x []float64, at int, weight *mat.Dense, bias []float64) []float64 {
+			var y mat.Dense
+			y.Mul(mat.NewDense(1, width, x[at*width:(at+1)*width]), weight)
+			if bias != nil {
+				y.Add(&y, mat.NewDense(1, len(bias), bias))
 			}
-			return v
+			return y.RawRowView(0)
 		}
 		shown := func(mask string, e, s, length int) bool {
 			m := batch.Feeds[mask]
@@ -275,62 +322,67 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 		}
 		for e := range B {
 			for s := range T {
-				if shown(keyMask, e, s, T) {
-					r.tokens++
-					outer(r.input, x(e, s))
-					for d, y := range x(e, s) {
-						r.mean[d] += y
+				if !shown(keyMask, e, s, T) {
+					continue
+				}
+				k := heads(xs, e*T+s, w.Key, w.KeyBias)
+				for f, p := range pairs {
+					var z []float64
+					for _, c := range p {
+						for h := range w.KVHeads {
+							z = append(z, k[h*w.HeadDim+c])
+						}
+					}
+					turned[f].add(z)
+				}
+				var r []float64
+				for h := range w.KVHeads {
+					for _, c := range rest {
+						r = append(r, k[h*w.HeadDim+c])
 					}
 				}
+				if len(r) > 0 {
+					fixed.add(r)
+				}
+				value.add(heads(xs, e*T+s, w.Value, w.ValueBias))
 			}
 			for s := range S {
 				if !shown(mask, e, s, S) {
 					continue
 				}
-				queries++
-				v := qs[(e*S+s)*width : (e*S+s+1)*width]
+				q := heads(qs, e*S+s, w.Query, w.QueryBias)
 				for h := range w.Heads {
-					q := make([]float64, w.HeadDim)
-					for c := range q {
-						for d := range width {
-							q[c] += v[d] * w.Query.At(d, h*w.HeadDim+c)
-						}
-						if w.QueryBias != nil {
-							q[c] += w.QueryBias[h*w.HeadDim+c]
-						}
-					}
-					outer(r.query[h], q)
+					query[h].add(q[h*w.HeadDim : (h+1)*w.HeadDim])
 				}
 				if s%lay.stride != int(firstRow(i, lay.stride, batch.Length)) {
 					continue
 				}
-				rows++
 				for h := range w.Heads {
-					ax := make([]float64, n)
+					av := make([]float64, w.ValueHeads*w.ValueDim)
 					for to := range T {
-						p := ps[((e*w.Heads+h)*S+s)*T+to]
-						if !shown(keyMask, e, to, T) {
-							continue
-						}
-						for d, y := range x(e, to) {
-							ax[d] += p * y
+						if shown(keyMask, e, to, T) {
+							p := ps[((e*w.Heads+h)*S+s)*T+to]
+							for d, y := range heads(xs, e*T+to, w.Value, w.ValueBias) {
+								av[d] += p * y
+							}
 						}
 					}
-					outer(r.attended[h], ax)
+					attended[h].add(av)
 				}
 			}
 		}
 	}
-	divide := func(x []float64, by float64) {
-		for i := range x {
-			x[i] /= by
-		}
-	}
-	divide(r.input, r.tokens)
-	divide(r.mean, r.tokens)
+	s := &fusion.Stats{Tokens: value.rows, Value: value.moments()}
 	for h := range w.Heads {
-		divide(r.query[h], queries)
-		divide(r.attended[h], rows)
+		s.Query = append(s.Query, query[h].moments())
+		s.Attended = append(s.Attended, attended[h].moments())
+		s.AttendedMean = append(s.AttendedMean, attended[h].mean())
 	}
-	return r
+	for f := range pairs {
+		s.Turned = append(s.Turned, turned[f].moments())
+	}
+	if fixed.rows > 0 {
+		s.Fixed, s.FixedMean = fixed.moments(), fixed.mean()
+	}
+	return s
 }

@@ -21,10 +21,10 @@ import (
 // of the output, for Outputs; with y_ij = √A_ij ξ_j − A_ij Σ_l √A_il ξ_l for Scores, where ξ are random signs: the mean of
 // such rows' squares is the covariance that the definition asks for, without a row for every key. Likewise the output's
 // directions are sketched, by a random set of sketchColumns of them that differs from batch to batch. φ_ij is linear in the
-// turned keys, so that only N_i = Kᵀ Y_i is taken over the keys and the query comes in afterwards, channel by channel.
+// turned keys, so that only N_i = Y_iᵀ K is taken over the keys and the query comes in afterwards, channel by channel.
 const (
-	sketchColumns = 8   // directions of the output
-	signColumns   = 4   // sets of random signs
+	sketchColumns = 4   // directions of the output
+	signColumns   = 2   // sets of random signs
 	scoresShare   = .15 // of the block's forward pass, at most, where it affords leastPositions
 	// leastPositions are the query positions of one sample that are used at least.
 	leastPositions = 3
@@ -40,7 +40,7 @@ func sketchInput(d int) string { return fmt.Sprintf("learn/sketch/%d", d) }
 // scoreStride returns the stride over queries.
 func scoreStride(w *fusion.Weights, n, seq int) int {
 	keys, H := float64(w.KVHeads*w.HeadDim), float64(w.Heads)
-	each := H * keys * (float64(seq) + keys) * float64(sketchColumns+signColumns)
+	each := H * keys * (float64(seq) + keys) * float64(sketchColumns+signColumns+1)
 	positions := max(leastPositions, scoresShare*12*float64(n)*float64(n)*float64(seq)/each)
 	return max(1, int(float64(seq)/positions))
 }
@@ -128,6 +128,18 @@ func (c *collector) scores(l *layout, seq int) error {
 	reshape := func(at string, x *graph.Value, dims ...int64) *graph.Value {
 		return two("Reshape", at, x, b.ints(name+"/"+at+"/dims", dims...))
 	}
+	spread := func(at string, x *graph.Value, axis int64) *graph.Value {
+		if b.m.Opset("") < 13 {
+			return op("Unsqueeze", at, []*graph.Value{x}, graph.IntsAttr("axes", axis))
+		}
+		return op("Unsqueeze", at, []*graph.Value{x, b.ints(name+"/"+at+"/axes", axis)})
+	}
+	pick := func(at string, x *graph.Value, axis int64, of []int64) *graph.Value {
+		return op("Gather", at, []*graph.Value{x, b.ints(name+"/"+at+"/of", of...)}, graph.IntAttr("axis", axis))
+	}
+	part := func(at string, x *graph.Value, axis, from, to int64) *graph.Value {
+		return op("Slice", at, []*graph.Value{x, b.ints(name+"/from", from), b.ints(name+"/to", to), b.ints(name+"/axis", axis)})
+	}
 	// The axes of what is sampled are [batch, heads, queries, ...].
 	start := b.input(rowInput(l.scores), onnxpb.TensorProto_INT64, 1)
 	every := func(at string, x *graph.Value) *graph.Value {
@@ -136,112 +148,94 @@ func (c *collector) scores(l *layout, seq int) error {
 	p, q = every("sampled_p", p), every("sampled_q", q)
 
 	shape := op("Shape", "shape", []*graph.Value{p})
-	dim := func(at int64) *graph.Value {
-		return op("Gather", "dim", []*graph.Value{shape, b.ints(name+"/at", at)}, graph.IntAttr("axis", 0))
+	dim := func(at ...int64) *graph.Value {
+		return op("Gather", "dim", []*graph.Value{shape, b.ints(name+"/at", at...)}, graph.IntAttr("axis", 0))
 	}
 	concat := func(of ...*graph.Value) *graph.Value { return op("Concat", "dims", of, graph.IntAttr("axis", 0)) }
-	one, zero := b.ints(name+"/1", 1), b.floats(name+"/zero", nil, 0)
+	one, all := b.ints(name+"/1", 1), b.ints(name+"/all", -1)
 	if c.tokens != nil { // what padding holds may be NaN
-		seen := two("Reshape", "keys_seen", c.tokens, concat(dim(0), one, one, dim(3)))
-		k = op("Where", "shown_k", []*graph.Value{seen, k, zero})
-		seen = two("Reshape", "values_seen", c.tokens, concat(dim(0), one, dim(3), one))
-		v = op("Where", "shown_v", []*graph.Value{seen, v, zero})
-	}
-
-	// y [batch, heads, queries, keys, columns]
-	projected := b.floats(name+"/output_root", []int64{H, dv, dv}, outputRoots(w)...)
-	ofQuery := make([]int64, H)
-	for h := range ofQuery {
-		ofQuery[h] = int64(w.ValueOf[h])
-	}
-	if w.ValueHeads != w.Heads {
-		v = op("Gather", "v_by_query", []*graph.Value{v, b.ints(name+"/value_of", ofQuery...)}, graph.IntAttr("axis", 1))
-	}
-	sketch := b.input(sketchInput(int(dv)), onnxpb.TensorProto_FLOAT, dv, columns)
-	vo := two("MatMul", "vo", v, two("MatMul", "sketched_root", projected, sketch)) // [batch, heads, keys, columns]
-	mean := two("MatMul", "mean", p, vo)                                            // [batch, heads, queries, columns]
-	spread := func(at string, x *graph.Value, axis int64) *graph.Value {
-		if b.m.Opset("") < 13 {
-			return op("Unsqueeze", at, []*graph.Value{x}, graph.IntsAttr("axes", axis))
+		zero := b.floats(name+"/zero", nil, 0)
+		show := func(at string, mask, x *graph.Value) *graph.Value {
+			return op("Where", at, []*graph.Value{mask, x, zero})
 		}
-		return op("Unsqueeze", at, []*graph.Value{x, b.ints(name+"/"+at+"/axes", axis)})
-	}
-	weights := spread("weights", p, 4)
-	outputs := two("Mul", "y_outputs", weights, two("Sub", "centred", spread("values", vo, 2), spread("means", mean, 3)))
-	root := op("Sqrt", "root", []*graph.Value{p})
-	xi := b.input(signsInput, onnxpb.TensorProto_FLOAT, nil, signs) // [keys, signs]
-	drift := two("MatMul", "drift", root, xi)                       // [batch, heads, queries, signs]
-	sketched := two("Sub", "y_scores", two("Mul", "signed", spread("roots", root, 4), xi), two("Mul", "drifted", weights, spread("drifts", drift, 3)))
-	y := op("Concat", "y", []*graph.Value{outputs, sketched}, graph.IntAttr("axis", 4))
-	var rows *graph.Value
-	if c.tokens != nil {
-		rows = every("rows", two("Reshape", "row_mask", c.tokens, concat(dim(0), one, b.ints(name+"/all", -1), one)))
+		k = show("shown_k", two("Reshape", "keys_seen", c.tokens, concat(dim(0), one, one, dim(3))), k)
+		v = show("shown_v", two("Reshape", "values_seen", c.tokens, concat(dim(0), one, dim(3), one)), v)
+		rows := every("rows", two("Reshape", "row_mask", c.tokens, concat(dim(0), one, all, one)))
+		p, q = show("shown_p", rows, p), show("shown_q", rows, q)
 		b.total(l.name("score_rows"), b.cast(rows, onnxpb.TensorProto_FLOAT))
 	} else {
-		b.total(l.name("score_rows"), op("ConstantOfShape", "rows", []*graph.Value{concat(dim(0), dim(2))}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1}))))
+		b.total(l.name("score_rows"), op("ConstantOfShape", "rows", []*graph.Value{dim(0, 2)}, graph.TensorAttr("value", graph.NewTensor("", []int64{1}, []float32{1}))))
 	}
 
-	// n = keys over their positions, [batch, heads, queries, K·d, columns]; turned into rows of φ by the query.
-	merged := op("Reshape", "merged_k", []*graph.Value{k, concat(dim(0), one, one, b.ints(name+"/Kd", K*d), dim(3))})
-	n := two("MatMul", "n", merged, y)
-	pairs := partners(block.Rotary.Kind, int(d))
-	same, other, partner := make([]int64, 0, K*d), make([]int64, 0, K*d), make([]int64, 0, K*d)
-	var sign []float32
-	for m := range K {
-		for ch := range d {
-			first := ch < pairs[ch]
-			a, o := ch, pairs[ch]
-			if !first {
-				a, o = o, ch
-			}
-			// channel a: q_a n_a + q_b n_b; channel b: −q_a n_b + q_b n_a
-			same, other, partner = append(same, a), append(other, o), append(partner, m*d+pairs[ch])
-			if first {
-				sign = append(sign, 1)
-			} else {
-				sign = append(sign, -1)
-			}
+	// Rows over the keys, [batch, heads, queries, rows, keys]: A ∘ v·O for directions of the output, √A ∘ ξ, and A itself,
+	// from which all of them are centred.
+	if w.ValueHeads != w.Heads {
+		ofQuery := make([]int64, H)
+		for h := range ofQuery {
+			ofQuery[h] = int64(w.ValueOf[h])
 		}
+		v = pick("v_by_query", v, 1, ofQuery)
 	}
-	pick := func(at string, x *graph.Value, axis int64, of []int64) *graph.Value {
-		return op("Gather", at, []*graph.Value{x, b.ints(name+"/"+at+"/of", of...)}, graph.IntAttr("axis", axis))
-	}
-	u := spread("u", two("Mul", "signed_q", pick("q_same", q, 3, same), b.floats(name+"/sign", []int64{K * d}, sign...)), 4)
-	o := spread("o", pick("q_other", q, 3, other), 4)
-	m := two("Add", "m", two("Mul", "own", n, u), two("Mul", "crossed", pick("n_partner", n, 3, partner), o))
+	roots := b.floats(name+"/output_root", []int64{H, dv, dv}, outputRoots(w)...) // symmetric
+	directions := two("MatMul", "directions", b.input(sketchInput(int(dv)), onnxpb.TensorProto_FLOAT, columns, dv), roots)
+	vt := op("Transpose", "v_transposed", []*graph.Value{v}, graph.IntsAttr("perm", 0, 1, 3, 2))
+	weights := spread("weights", p, 3)
+	outputs := two("Mul", "y_outputs", weights, spread("values", two("MatMul", "vo", directions, vt), 2))
+	signed := two("Mul", "y_scores", op("Sqrt", "root", []*graph.Value{weights}), b.input(signsInput, onnxpb.TensorProto_FLOAT, signs, nil))
+	y := op("Concat", "y", []*graph.Value{outputs, signed, weights}, graph.IntAttr("axis", 3))
+	rows := columns + signs + 1
 
-	if rows != nil {
-		m = op("Where", "shown", []*graph.Value{spread("rows_shown", rows, 4), m, zero})
-	}
+	// Over the keys: [batch, heads, queries, rows, K·d], all first channels of the pairs before all second ones.
+	order := pairOrder(w)
+	merged := op("Reshape", "merged_k", []*graph.Value{k, concat(dim(0), b.ints(name+"/Kd", K*d), dim(3))})
+	keys := op("Transpose", "k_transposed", []*graph.Value{pick("k_ordered", merged, 1, order)}, graph.IntsAttr("perm", 0, 2, 1))
+	n := two("MatMul", "n", two("Reshape", "y_rows", y, concat(dim(0), all, dim(3))), keys)
+	n = two("Reshape", "n_split", n, concat(dim(0, 1), all, b.ints(name+"/row_shape", rows, K*d)))
+	n = two("Sub", "centred", n, two("Mul", "means", b.reduce("ReduceSum", name+"/sums", y, 4), part("mean_k", n, 3, rows-1, rows)))
 
-	// Gram matrices over [batch, queries, columns] of each head.
-	byHead := op("Transpose", "by_head", []*graph.Value{m}, graph.IntsAttr("perm", 1, 3, 0, 2, 4)) // [heads, K·d, batch, queries, columns]
-	for _, part := range []struct {
+	// turned into rows of φ by the query: channel a is q_a n_a + q_b n_b, channel b is q_b n_a − q_a n_b
+	half := K * d / 2
+	var nn, qq [2]*graph.Value
+	for i, at := range []string{"a", "b"} {
+		nn[i] = part("n_"+at, n, 4, int64(i)*half, int64(i+1)*half)
+		of := make([]int64, half)
+		for j := range of {
+			of[j] = order[int64(i)*half+int64(j)] % d
+		}
+		qq[i] = spread("queries_"+at, pick("q_"+at, q, 3, of), 3)
+	}
+	first := two("Add", "m_a", two("Mul", "aa", nn[0], qq[0]), two("Mul", "bb", nn[1], qq[1]))
+	second := two("Sub", "m_b", two("Mul", "ab", nn[0], qq[1]), two("Mul", "ba", nn[1], qq[0]))
+	m := op("Concat", "m", []*graph.Value{first, second}, graph.IntAttr("axis", 4))
+
+	// Gram matrices over [batch, queries, rows] of each head.
+	byHead := op("Transpose", "by_head", []*graph.Value{m}, graph.IntsAttr("perm", 1, 0, 2, 3, 4))
+	for _, g := range []struct {
 		what     string
 		from, to int64
 	}{{"outputs", 0, columns}, {"scores", columns, columns + signs}} {
-		x := op("Slice", part.what+"_columns", []*graph.Value{byHead, b.ints(name+"/from", part.from), b.ints(name+"/to", part.to), b.ints(name+"/last", 4)})
-		x = reshape(part.what+"_rows", x, H, K*d, -1)
-		t := op("Transpose", part.what+"_transposed", []*graph.Value{x}, graph.IntsAttr("perm", 0, 2, 1))
-		b.sum(l.name(part.what), two("MatMul", part.what, x, t), H, K*d, K*d)
+		x := reshape(g.what+"_rows", part(g.what+"_part", byHead, 3, g.from, g.to), H, -1, K*d)
+		b.sum(l.name(g.what), b.gram(name+"/"+g.what, x, 3), H, K*d, K*d)
 	}
 	return nil
 }
 
-// partners gives the channel that each is turned with.
-func partners(kind attention.RotaryKind, d int) []int64 {
-	out := make([]int64, d)
-	for c := range out {
-		if kind == attention.Interleaved {
-			out[c] = int64(c ^ 1)
-		} else {
-			out[c] = int64((c + d/2) % d)
+// pairOrder lists the channels of all key heads, m·d + channel, first the first of every pair by head and frequency, then
+// the second.
+func pairOrder(w *fusion.Weights) []int64 {
+	pairs, _, _ := fusion.Channels(w.Rotary, w.HeadDim) // collector.scored has seen to it that there is no error
+	var order []int64
+	for i := range 2 {
+		for m := range w.KVHeads {
+			for _, p := range pairs {
+				order = append(order, int64(m*w.HeadDim+p[i]))
+			}
 		}
 	}
-	return out
+	return order
 }
 
-// outputRoots returns, per query head, a root of O_h O_hᵀ: R Rᵀ.
+// outputRoots returns, per query head, the symmetric root of O_h O_hᵀ.
 func outputRoots(w *fusion.Weights) []float32 {
 	d := w.ValueDim
 	var out []float32
@@ -252,12 +246,12 @@ func outputRoots(w *fusion.Weights) []float32 {
 		var e mat.EigenSym
 		e.Factorize(&oo, true) // of a finite matrix; what is not gives NaN, which stats refuses
 		values := e.Values(nil)
-		var vectors mat.Dense
-		e.VectorsTo(&vectors)
-		for i := range d {
-			for j := range d {
-				out = append(out, float32(vectors.At(i, j)*math.Sqrt(max(values[j], 0))))
-			}
+		var v, scaled, root mat.Dense
+		e.VectorsTo(&v)
+		scaled.Apply(func(_, j int, x float64) float64 { return x * math.Sqrt(max(values[j], 0)) }, &v)
+		root.Mul(&scaled, v.T())
+		for _, x := range root.RawMatrix().Data {
+			out = append(out, float32(x))
 		}
 	}
 	return out
@@ -285,15 +279,15 @@ func sketches(l layout, w *fusion.Weights, batch, length int) map[string]*ort.Te
 	var o mat.Dense
 	qr.QTo(&o)
 	sketch := make([]float32, 0, d*columns)
-	for i := range d {
-		for j := range columns {
+	for j := range columns {
+		for i := range d {
 			sketch = append(sketch, float32(o.At(i, j)*math.Sqrt(float64(d)/float64(columns))))
 		}
 	}
 	return map[string]*ort.Tensor{
 		rowInput(l.scores): ort.FromInt64([]int64{firstRow(batch, l.scores, length)}, 1),
-		signsInput:         ort.FromFloat32(signs, int64(length), signColumns),
-		sketchInput(d):     ort.FromFloat32(sketch, int64(d), int64(columns)),
+		signsInput:         ort.FromFloat32(signs, signColumns, int64(length)),
+		sketchInput(d):     ort.FromFloat32(sketch, int64(columns), int64(d)),
 	}
 }
 
@@ -302,7 +296,7 @@ func (p *pass) scoreStats(l layout, w *fusion.Weights, s *fusion.Stats) error {
 	if l.scores == 0 {
 		return nil
 	}
-	n := w.KVHeads * w.HeadDim
+	n, order := w.KVHeads*w.HeadDim, pairOrder(w)
 	rows := p.matrix(l.name("score_rows"))[0]
 	if rows == 0 {
 		return nil
@@ -313,9 +307,15 @@ func (p *pass) scoreStats(l layout, w *fusion.Weights, s *fusion.Stats) error {
 	}{{"outputs", &s.Outputs}, {"scores", &s.Scores}} {
 		all := p.matrix(l.name(part.what))
 		for h := range w.Heads {
-			m, err := symmetric(all[h*n*n:(h+1)*n*n], n, rows)
+			ordered, err := symmetric(all[h*n*n:(h+1)*n*n], n, rows)
 			if err != nil {
 				return err
+			}
+			m := mat.NewSymDense(n, nil)
+			for i, a := range order {
+				for j, b := range order[i:] {
+					m.SetSym(int(a), int(b), ordered.At(i, i+j))
+				}
 			}
 			*part.to = append(*part.to, m)
 		}

@@ -114,7 +114,7 @@ func TestScoreStatistics(t *testing.T) {
 									for x := range dv {
 										value := v[((e*vCached+w.ValueOf[h]*vCached/w.ValueHeads)*T+j)*dv+x]
 										for y := range dv {
-											vo[j][c] += value * float64(roots[x*dv+y]) * sketch[y*columns+c]
+											vo[j][c] += value * float64(roots[x*dv+y]) * sketch[c*dv+y]
 										}
 									}
 								}
@@ -139,7 +139,7 @@ func TestScoreStatistics(t *testing.T) {
 								row := make([]float64, n)
 								for j := range T {
 									for a := range n {
-										row[a] += math.Sqrt(prob(j)) * (phi[j][a] - mean[a]) * signs[j*sets+c]
+										row[a] += math.Sqrt(prob(j)) * (phi[j][a] - mean[a]) * signs[c*T+j]
 									}
 								}
 								add(scores[h], row)
@@ -158,4 +158,17 @@ func TestScoreStatistics(t *testing.T) {
 			}
 		})
 	}
+}
+
+// partners gives the channel that each is turned with.
+func partners(kind attention.RotaryKind, d int) []int64 {
+	out := make([]int64, d)
+	for c := range out {
+		if kind == attention.Interleaved {
+			out[c] = int64(c ^ 1)
+		} else {
+			out[c] = int64((c + d/2) % d)
+		}
+	}
+	return out
 }
