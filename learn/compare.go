@@ -3,7 +3,6 @@ package learn
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -78,7 +77,7 @@ type comparing struct {
 
 func (c *comparing) rows(ctx context.Context) (rows []Row, err error) {
 	for _, share := range c.q.Shares {
-		if err := c.holds(share); err != nil {
+		if err := c.reaches(share); err != nil {
 			return nil, err
 		}
 	}
@@ -102,14 +101,7 @@ func (c *comparing) rows(ctx context.Context) (rows []Row, err error) {
 		return nil, err
 	}
 	defer c.evaluation.Close()
-	rows = []Row{{Share: 1}}
-	for i, b := range c.lab.Blocks {
-		keys, values := fusion.CachedHeads(b)
-		rows[0].Bytes += c.lab.headBytes(i, keys, values)
-		if b.Fixed == "" {
-			rows[0].Choices = append(rows[0].Choices, fusion.Choice{Key: b.KVHeads, Value: b.ValueHeads})
-		}
-	}
+	rows = []Row{{Share: 1, Choices: c.lab.original(), Bytes: c.lab.cache().whole}}
 	if _, rows[0].Quality, err = c.evaluation.Measure(ctx, c.seq.all(nil), c.seq.Step); err != nil {
 		return nil, err
 	}
@@ -157,20 +149,6 @@ func (c *comparing) estimate(s fusion.Strategy) (n int) {
 	return n + len(c.q.Shares)*((1+c.q.Trials)*judged+len(c.held))
 }
 
-// holds refuses a budget that no numbers of heads reach.
-func (c *comparing) holds(share float64) error {
-	if !(share > 0 && share <= 1) {
-		return unfit("%.3g %% of the cache; want more than 0 %% and at most 100 %%", 100*share)
-	}
-	least, most := c.bounds()
-	if c.budget(share) >= least {
-		return nil
-	}
-	whole := c.budget(1)
-	return unfit("%.3g %% of the cache is less than one key head and one value head in every layer; want %.3g %% and more",
-		100*share, math.Ceil(1000*float64(least+whole-most)/float64(whole))/10)
-}
-
 // refits reports whether values and output projections are refitted after the strategy, as Learn does.
 func (c *comparing) refits(s fusion.Strategy) bool { return !c.q.NoRefit && s.Name == "optimal" }
 
@@ -181,9 +159,9 @@ func (c *comparing) strategy(ctx context.Context, s fusion.Strategy) ([]Row, err
 	c.seq.Strategy, c.seq.Refit, c.seq.Joint = s, c.refits(s), c.refits(s)
 	c.searching()
 	c.state = &state{Measured: map[string]float64{}}
-	c.search = &search{seq: c.seq, judge: c.judge, layout: c.q.Layout, memo: c.state.Measured, note: c.note}
+	c.search = c.newSearch()
 	var failed error
-	if slices.ContainsFunc(c.q.Shares, func(share float64) bool { return c.nothing(share) == nil }) {
+	if slices.ContainsFunc(c.q.Shares, func(share float64) bool { return c.only(share) == nil }) {
 		failed = c.search.measure(ctx)
 	}
 	tables := time.Since(start)
@@ -211,8 +189,8 @@ func (c *comparing) row(ctx context.Context, r *Row) (err error) {
 	start := time.Now()
 	c.searching()
 	c.state.Choices, c.state.Layers = nil, nil // of the row before
-	if r.Choices = c.nothing(r.Share); r.Choices == nil {
-		if r.Choices, _, err = c.search.allocate(ctx, c.budget(r.Share), c.q.Trials); err != nil {
+	if r.Choices = c.only(r.Share); r.Choices == nil {
+		if r.Choices, _, err = c.search.allocate(ctx, c.lab.cache().budget(r.Share), c.q.Trials); err != nil {
 			return err
 		}
 	}
@@ -225,16 +203,10 @@ func (c *comparing) row(ctx context.Context, r *Row) (err error) {
 	if _, r.Quality, err = c.evaluation.Measure(ctx, c.seq.all(c.seq.byBlock(layers)), c.seq.Step); err != nil {
 		return err
 	}
-	for n, i := range c.lab.Open() {
-		r.Bytes += c.lab.headBytes(i, r.Choices[n].Key, r.Choices[n].Value)
+	r.Bytes = c.lab.bytesWith(r.Choices)
+	for n := range r.Choices {
 		if s := layers[n].Solution; s != nil && s.Note != "" && !slices.Contains(r.Notes, s.Note) {
 			r.Notes = append(r.Notes, s.Note)
-		}
-	}
-	for i, b := range c.lab.Blocks {
-		if b.Fixed != "" {
-			keys, values := fusion.CachedHeads(b)
-			r.Bytes += c.lab.headBytes(i, keys, values)
 		}
 	}
 	return nil
@@ -242,12 +214,6 @@ func (c *comparing) row(ctx context.Context, r *Row) (err error) {
 
 // searching makes the sequence one for the search again, after final weights.
 func (c *comparing) searching() { c.seq.Batches, c.seq.Fine = c.few, false }
-
-// nothing returns the choices for a share that leaves nothing to choose, else nil.
-func (c *comparing) nothing(share float64) []fusion.Choice {
-	least, _ := c.bounds()
-	return c.only(c.budget(share), least)
-}
 
 // judged are the batches that the search measures on.
 func (c *comparing) judged() []Batch { return bounded(c.few, judgeTokens) }

@@ -17,6 +17,12 @@ type Request struct {
 	Strategy fusion.Strategy
 	Layout   fusion.Layout     // FreeLayout when empty
 	Groups   fusion.GroupSizes // AnyGroups when empty
+	// Nested makes each group of the kind with more groups lie within one of the other kind's, so that a rewritten block
+	// needs one order of query heads only.
+	Nested bool
+	// Importance is how much errors count in what each query head gives, [block][head], as Importance.Weights has it; nil
+	// counts all alike.
+	Importance [][]float64
 
 	KV         float64 // share of the cache's bytes that may stay, 0 < KV ≤ 1
 	Key, Value int     // numbers of heads of every layer; 0 keeps those of the kind
@@ -105,16 +111,7 @@ func (l *Lab) Learn(ctx context.Context, q Request) (*Result, error) {
 	if res.Before, res.After, err = judge.Measure(ctx, r.seq.all(r.seq.byBlock(res.Layers)), r.step); err != nil {
 		return nil, err
 	}
-	for i, b := range l.Blocks {
-		keys, values := fusion.CachedHeads(b)
-		res.BytesBefore += l.headBytes(i, keys, values)
-		if b.Fixed != "" {
-			res.BytesAfter += l.headBytes(i, keys, values)
-		}
-	}
-	for n, i := range l.Open() {
-		res.BytesAfter += l.headBytes(i, choices[n].Key, choices[n].Value)
-	}
+	res.BytesBefore, res.BytesAfter = l.cache().whole, l.bytesWith(choices)
 	res.Elapsed = time.Since(start)
 	return res, nil
 }
@@ -169,7 +166,8 @@ func (r *run) open(train []Batch) error {
 	refits := !r.q.NoRefit && r.q.Strategy.Name == "optimal"
 	r.seq = &Sequence{
 		Lab: r.lab, Strategy: r.q.Strategy, Batches: r.few, Refit: refits, Joint: refits, Seed: r.q.Seed, Step: r.step,
-		Options: fusion.SolveOptions{Groups: r.q.Groups, Coupled: r.q.Layout == fusion.CoupledLayout || r.q.Layout == fusion.UniformLayout},
+		Options:    fusion.SolveOptions{Groups: r.q.Groups, Nested: r.q.Nested, Coupled: r.q.Layout == fusion.CoupledLayout || r.q.Layout == fusion.UniformLayout},
+		Importance: r.q.Importance,
 	}
 	request := ""
 	if r.q.State != "" {
@@ -177,7 +175,8 @@ func (r *run) open(train []Batch) error {
 		if err != nil {
 			return err
 		}
-		request = digest(fingerprint, r.q.Strategy.Name, r.q.Layout, r.q.Groups, r.q.KV, r.q.Key, r.q.Value, r.q.MaxKL, r.q.NoRefit, r.q.Seed, digestSamples(r.q.Train))
+		q := r.q
+		request = digest(fingerprint, q.Strategy.Name, q.Layout, q.Groups, q.Nested, q.KV, q.Key, q.Value, q.MaxKL, q.Trials, q.NoRefit, q.Seed, q.Importance, digestSamples(q.Train))
 	}
 	r.state = &state{Version: stateVersion, Request: request, Measured: map[string]float64{}}
 	if r.q.State != "" && r.q.Resume {
@@ -219,57 +218,20 @@ func (r *run) save() error {
 	return r.state.save(r.q.State)
 }
 
-// budget is what a share of the cache leaves to the blocks that can be rewritten, in bytes a position.
-func (r *run) budget(share float64) int64 {
-	var whole, fixed int64
-	for i, b := range r.lab.Blocks {
-		keys, values := fusion.CachedHeads(b)
-		n := r.lab.headBytes(i, keys, values)
-		whole += n
-		if b.Fixed != "" {
-			fixed += n
-		}
-	}
-	return int64(math.Floor(share*float64(whole)+1e-9)) - fixed
-}
-
-// least is the fewest bytes that the layers can have, and most what they have.
-func (r *run) bounds() (least, most int64) {
-	for _, i := range r.lab.Open() {
-		b := r.lab.Blocks[i]
-		least += r.lab.headBytes(i, 1, 1)
-		most += r.lab.headBytes(i, b.KVHeads, b.ValueHeads)
-	}
-	return least, most
-}
-
 // choose finds the numbers of heads of every layer, and the divergence that they were chosen by, NaN when they were given.
 func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 	open := r.lab.Open()
 	if r.q.Key > 0 || r.q.Value > 0 {
-		out := make([]fusion.Choice, len(open))
-		for n, i := range open {
-			b := r.lab.Blocks[i]
-			out[n] = fusion.Choice{Key: b.KVHeads, Value: b.ValueHeads}
-			if r.q.Key > 0 {
-				out[n].Key = min(r.q.Key, b.KVHeads)
-			}
-			if r.q.Value > 0 {
-				out[n].Value = min(r.q.Value, b.ValueHeads)
-			}
-		}
-		return out, math.NaN(), nil
+		out, err := r.given()
+		return out, math.NaN(), err
 	}
-	least, most := r.bounds()
 	if r.q.KV > 0 {
-		if have := r.budget(r.q.KV); have < least {
-			share := float64(least+r.budget(1)-most) / float64(r.budget(1))
-			return nil, 0, unfit("%.3g %% of the cache is less than one key head and one value head in every layer; want %.3g %% and more",
-				100*r.q.KV, math.Ceil(1000*share)/10)
+		if err := r.reaches(r.q.KV); err != nil {
+			return nil, 0, err
 		}
-	}
-	if out := r.only(r.budget(r.q.KV), least); r.q.KV > 0 && out != nil {
-		return out, math.NaN(), nil
+		if out := r.only(r.q.KV); out != nil {
+			return out, math.NaN(), nil
+		}
 	}
 	runs := len(r.few) * len(open)
 	r.total = runs * (2 + 8*2) // a rough count: the tables, then passes over prefixes
@@ -277,36 +239,30 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 	if r.judge, err = r.lab.Judge(ctx, bounded(r.few, judgeTokens)); err != nil {
 		return nil, 0, err
 	}
-	r.search = &search{seq: r.seq, judge: r.judge, layout: r.q.Layout, memo: r.state.Measured, saved: r.save, note: r.note}
+	r.search = r.newSearch()
 	if err := r.search.measure(ctx); err != nil {
 		return nil, 0, err
 	}
 	if r.q.KV > 0 {
 		r.total = r.done + (r.q.Trials+1)*(runs+len(r.few))
-		return r.search.allocate(ctx, r.budget(r.q.KV), r.q.Trials)
+		return r.search.allocate(ctx, r.lab.cache().budget(r.q.KV), r.q.Trials)
 	}
-	return r.smallest(ctx, least, most)
+	return r.smallest(ctx)
 }
 
-// only returns one head of each kind for every layer when the budget leaves nothing to choose, else nil.
-func (r *run) only(budget, least int64) []fusion.Choice {
-	var out []fusion.Choice
-	for _, i := range r.lab.Open() {
-		if budget-least >= min(r.lab.headBytes(i, 1, 0), r.lab.headBytes(i, 0, 1)) {
-			return nil
-		}
-		out = append(out, fusion.Choice{Key: 1, Value: 1})
-	}
-	return out
+func (r *run) newSearch() *search {
+	return &search{seq: r.seq, judge: r.judge, layout: r.q.Layout, table: r.table, memo: r.state.Measured, saved: r.save, note: r.note}
 }
 
 // smallest finds the smallest cache that holds MaxKL, by bisection over budgets, the model of each allocation being
 // compressed and measured.
-func (r *run) smallest(ctx context.Context, least, most int64) ([]fusion.Choice, float64, error) {
+func (r *run) smallest(ctx context.Context) ([]fusion.Choice, float64, error) {
 	step := int64(math.MaxInt64) // budgets between two sums of heads change nothing
 	for _, t := range r.search.tables {
 		step = min(step, t.KeyBytes, t.ValueBytes)
 	}
+	all := r.lab.original()
+	least, most := r.lab.cache().least, r.search.bytes(all)-step
 	var best []fusion.Choice
 	kl := math.NaN()
 	for low, high := least, most; low <= high; {
@@ -371,10 +327,11 @@ func (l *Lab) Config(res *Result, strategy fusion.Strategy, weights string, abou
 	learned := map[string]*fusion.Learned{}
 	for n, i := range l.Open() {
 		layer := res.Layers[n]
-		if layer.Solution == nil && layer.Plan.Learned == nil {
+		b := l.Blocks[i]
+		keys, values := fusion.CachedHeads(b)
+		if layer.Solution == nil && layer.Plan.Learned == nil && keys == b.KVHeads && values == b.ValueHeads {
 			continue
 		}
-		b := l.Blocks[i]
 		entry := fusion.Layer{Block: b.Name, Comment: layer.comment(b.KVHeads, b.ValueHeads)}
 		entry.Key, entry.Value = heads(layer.Plan.Key, layer.Plan.Learned), heads(layer.Plan.Value, layer.Plan.Learned)
 		c.Layers = append(c.Layers, entry)

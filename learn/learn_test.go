@@ -469,7 +469,7 @@ func TestBadInput(t *testing.T) {
 		{Request{KV: 0.5, Train: train, HeldOut: nil}, "held-out samples: 0 samples"},
 		{Request{KV: 0.5, Train: []data.Sample{{Source: "here", Tensors: map[string]*ort.Tensor{"x": ort.FromInt64([]int64{1}, 1)}}}, HeldOut: train}, `here has no tensor for input "input_ids"`},
 		{Request{MaxKL: 1e-30, Train: train, HeldOut: train}, "no smaller cache keeps the divergence at 1e-30"},
-		{Request{Key: 3, Groups: fusion.EqualGroups, Train: train, HeldOut: train}, "4 key heads do not make 3 equal groups"},
+		{Request{Key: 3, Groups: fusion.EqualGroups, Train: train, HeldOut: train}, "the 4 key heads of block \"/model/layers.0/self_attn\" do not make 3 equal groups"},
 	} {
 		tc.q.Strategy = optimal(t)
 		_, err := l.Learn(context.Background(), tc.q)

@@ -232,7 +232,7 @@ func rewritten(t testing.TB, l *Lab, r *Result) string {
 		t.Fatal(err)
 	}
 	if len(learned) > 0 {
-		if err := fusion.WriteLearned(filepath.Join(dir, "dha.safetensors"), learned); err != nil {
+		if _, err := fusion.WriteLearned(filepath.Join(dir, "dha.safetensors"), learned); err != nil {
 			t.Fatal(err)
 		}
 	}

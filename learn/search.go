@@ -15,8 +15,9 @@ type search struct {
 	seq    *Sequence
 	judge  *Judge
 	layout fusion.Layout
-	memo   map[string]float64 // what was measured before, by description; kept in the state for resuming
-	saved  func() error       // after every measurement
+	table  func(block int) fusion.Table // before anything is measured
+	memo   map[string]float64           // what was measured before, by description; kept in the state for resuming
+	saved  func() error                 // after every measurement
 	note   func(what string)
 
 	tables    []fusion.Table
@@ -67,7 +68,7 @@ func (s *search) measure(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		t := fusion.Table{Block: b.Name, KeyBytes: l.headBytes(i, 1, 0), ValueBytes: l.headBytes(i, 0, 1)}
+		t := s.table(i)
 		for _, kind := range []struct {
 			name   string
 			heads  int
@@ -79,7 +80,7 @@ func (s *search) measure(ctx context.Context) error {
 			{"value", b.ValueHeads, func(c int) fusion.Choice { return fusion.Choice{Key: b.KVHeads, Value: c} }, s.seq.Strategy.ValueErrors, &t.Value},
 		} {
 			options := s.seq.Options
-			options.Coupled = false // of one kind alone
+			options.Coupled, options.Nested = false, false // of one kind alone
 			errors, err := kind.errors(p, options)
 			if err != nil {
 				return fmt.Errorf("block %q: %w", b.Name, err)
@@ -155,15 +156,6 @@ func carry(errors []float64, known map[int]float64) []float64 {
 	return out
 }
 
-// headBytes is what heads take in the cache of a block at one position.
-func (l *Lab) headBytes(i, keys, values int) int64 {
-	b := l.Blocks[i]
-	if n := fusion.CacheBytes(b, l.Facts, keys, values); n > 0 {
-		return n
-	}
-	return int64(4 * (keys*b.HeadDim + values*b.ValueDim))
-}
-
 // divergence measures the model with the given layers, KL in nats a position.
 func (s *search) divergence(ctx context.Context, layers map[int]*Layer) (float64, error) {
 	_, q, err := s.judge.Measure(ctx, s.seq.all(layers), s.seq.step)
@@ -209,16 +201,52 @@ type move struct {
 	gain    float64 // expected fall of the sum of effects
 }
 
+// site is a number of heads that can be changed.
+type site struct{ layer, kind int }
+
+func (x site) of(c *fusion.Choice) *int {
+	if x.kind == 0 {
+		return &c.Key
+	}
+	return &c.Value
+}
+
+// next moves a number of heads to the nearest possible one above (by 1) or below (by −1). Where the numbers of a layer hang
+// together, the other goes to the nearest that fits. It is false where there is none.
+func (s *search) next(choices []fusion.Choice, x site, by int) ([]fusion.Choice, bool) {
+	t, now := s.tables[x.layer], choices[x.layer]
+	cost := [2][]float64{t.Key, t.Value}
+	possible := func(c fusion.Choice) bool {
+		return !math.IsInf(t.Key[c.Key-1]+t.Value[c.Value-1], 1) && (t.Pairs == nil || t.Pairs(c.Key, c.Value))
+	}
+	other := site{x.layer, 1 - x.kind}
+	for n := *x.of(&now) + by; n >= 1 && n <= len(cost[x.kind]); n += by {
+		c := now
+		*x.of(&c) = n
+		best, found := c, false
+		for m := range cost[other.kind] {
+			*other.of(&c) = m + 1
+			if possible(c) && (!found || distance(c, now, other) < distance(best, now, other)) {
+				best, found = c, true
+			}
+		}
+		if found {
+			out := slices.Clone(choices)
+			out[x.layer] = best
+			return out, true
+		}
+	}
+	return nil, false
+}
+
+func distance(a, b fusion.Choice, x site) int {
+	d := *x.of(&a) - *x.of(&b)
+	return max(d, -d)
+}
+
 // moves lists the allocations of at most budget bytes that differ from the choices in one head more here and one or two
 // fewer there, those that the tables expect most of first.
 func (s *search) moves(choices []fusion.Choice, budget int64) []move {
-	type site struct{ layer, kind int }
-	at := func(c []fusion.Choice, x site) *int {
-		if x.kind == 0 {
-			return &c[x.layer].Key
-		}
-		return &c[x.layer].Value
-	}
 	cost := func(c []fusion.Choice) (sum float64) {
 		for l, x := range c {
 			sum += s.tables[l].Key[x.Key-1] + s.tables[l].Value[x.Value-1]
@@ -229,40 +257,25 @@ func (s *search) moves(choices []fusion.Choice, budget int64) []move {
 	for l := range choices {
 		sites = append(sites, site{l, 0}, site{l, 1})
 	}
-	// next is the nearest possible number of heads above or below.
-	next := func(x site, n, by int) int {
-		t := s.tables[x.layer].Key
-		if x.kind == 1 {
-			t = s.tables[x.layer].Value
-		}
-		for n += by; n >= 1 && n <= len(t); n += by {
-			if !math.IsInf(t[n-1], 1) {
-				return n
-			}
-		}
-		return 0
-	}
 	var out []move
 	before := cost(choices)
 	for _, up := range sites {
-		more := next(up, *at(choices, up), 1)
-		if more == 0 {
+		more, ok := s.next(choices, up, 1)
+		if !ok {
 			continue
 		}
 		for _, down := range sites {
 			if down == up {
 				continue
 			}
-			c := slices.Clone(choices)
-			*at(c, up) = more
-			for s.bytes(c) > budget {
-				fewer := next(down, *at(c, down), -1)
-				if fewer == 0 {
-					break
+			c := more
+			for ok := true; ok && s.bytes(c) > budget; {
+				var fewer []fusion.Choice
+				if fewer, ok = s.next(c, down, -1); ok {
+					c = fewer
 				}
-				*at(c, down) = fewer
 			}
-			if s.bytes(c) <= budget {
+			if s.bytes(c) <= budget && *up.of(&c[up.layer]) > *up.of(&choices[up.layer]) {
 				out = append(out, move{c, before - cost(c)})
 			}
 		}
@@ -284,7 +297,7 @@ func (s *search) allocate(ctx context.Context, budget int64, trials int) ([]fusi
 		return nil, 0, err
 	}
 	s.incumbent = layers
-	if s.layout != fusion.FreeLayout {
+	if s.layout == fusion.UniformLayout { // of one number there is no neighbour in the budget
 		return choices, best, nil
 	}
 	tried := map[string]bool{key(choices): true}

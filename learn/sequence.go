@@ -25,6 +25,8 @@ type Sequence struct {
 	Fine     bool    // take more samples of what is sampled, and go on with the fit until it brings nothing more
 	Seed     uint64
 	Step     func() // called after every run of the model; may be nil
+	// Importance is that of the request.
+	Importance [][]float64
 
 	length       int
 	calibrations map[int]*calibration
@@ -150,6 +152,9 @@ func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fu
 	}
 	b := s.Lab.Blocks[i]
 	p := &fusion.Problem{W: s.Lab.Weights[i], S: stats[0], KeyNorm: normed(b.Key) || normed(b.Query), Seed: s.Seed}
+	if s.Importance != nil {
+		p.Importance = s.Importance[i]
+	}
 	if e := s.earlier[i]; e != nil {
 		p.Follow(e)
 	}
@@ -163,7 +168,7 @@ func (s *Sequence) Layer(ctx context.Context, i int, c fusion.Choice, p *fusion.
 	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}, problem: p}
 	if c.Key < b.KVHeads || c.Value < b.ValueHeads {
 		options := s.Options
-		options.Coupled = options.Coupled && c.Key == c.Value && b.KVHeads == b.ValueHeads
+		options.Coupled = (options.Coupled || fusion.SharedCache(b)) && c.Key == c.Value && b.KVHeads == b.ValueHeads
 		var err error
 		if l.Solution, err = s.Strategy.Solve(p, c.Key, c.Value, options); err != nil {
 			return nil, fmt.Errorf("block %q: %w", b.Name, err)
