@@ -52,6 +52,8 @@ enum {
   RELEASE_RUN_OPTIONS = 97,
   RELEASE_TYPE_INFO = 98,
   RELEASE_TENSOR_INFO = 99,
+  GET_AVAILABLE_PROVIDERS = 125,
+  RELEASE_AVAILABLE_PROVIDERS = 126,
   RUN_WITH_BINDING = 133,
   CREATE_IO_BINDING = 134,
   RELEASE_IO_BINDING = 135,
@@ -260,4 +262,18 @@ void *dha_io_shape(void *session, int output, size_t i, int64_t *shape, char **s
   free(names);
   CALL(RELEASE_TYPE_INFO, void, void *)(info);
   return st;
+}
+
+void *dha_providers(char ***names, int *n) { return CALL(GET_AVAILABLE_PROVIDERS, void *, char ***, int *)(names, n); }
+
+void dha_providers_free(char **names, int n) {
+  void *st = CALL(RELEASE_AVAILABLE_PROVIDERS, void *, char **, int)(names, n);
+  if (st) CALL(RELEASE_STATUS, void, void *)(st);
+}
+
+char *dha_loads(const char *path) {
+  void *lib = open_library(path);
+  if (!lib) return text(why(), "");
+  close_library(lib);
+  return NULL;
 }

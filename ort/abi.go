@@ -243,3 +243,31 @@ func newMemory(provider string, device int) (m unsafe.Pointer, err error) {
 }
 
 func freeMemory(m unsafe.Pointer) { C.dha_memory_free(m) }
+
+// availableProviders lists the execution providers of the library by the runtime's own names.
+func availableProviders() ([]string, error) {
+	var names **C.char
+	var n C.int
+	if err := failure(C.dha_providers(&names, &n)); err != nil {
+		return nil, err
+	}
+	defer C.dha_providers_free(names, n)
+	out := make([]string, int(n))
+	for i, s := range unsafe.Slice(names, int(n)) {
+		out[i] = C.GoString(s)
+	}
+	return out, nil
+}
+
+// loads tries to load a shared library, by its path or by a name for the system's loader. It returns what the loader
+// says against it, empty when it loads.
+func loads(name string) string {
+	p := C.CString(name)
+	defer C.free(unsafe.Pointer(p))
+	msg := C.dha_loads(p)
+	if msg == nil {
+		return ""
+	}
+	defer C.free(unsafe.Pointer(msg))
+	return C.GoString(msg)
+}

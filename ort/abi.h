@@ -55,4 +55,11 @@ void *dha_io_name(void *session, int output, size_t i, char **name);
 void *dha_io_rank(void *session, int output, size_t i, int *is_tensor, int *type, size_t *rank);
 void *dha_io_shape(void *session, int output, size_t i, int64_t *shape, char **symbols, size_t rank);
 
+// dha_providers lists the execution providers that the library was built with; dha_providers_free frees the list.
+void *dha_providers(char ***names, int *n);
+void dha_providers_free(char **names, int n);
+
+// dha_loads tries to load a shared library, which it lets go again: NULL, or the loader's words, which the caller frees.
+char *dha_loads(const char *path);
+
 #endif

@@ -3,7 +3,6 @@
 package ort
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,7 @@ import (
 
 // Options say how a session runs. The zero value is the CPU with the runtime's own choice of threads.
 type Options struct {
-	Provider string // "cpu" (also when empty) or "cuda"
+	Provider string // one of Providers; empty for "cpu"
 	Device   int    // number of the GPU
 	Threads  int    // threads within an operator; 0 lets the runtime choose
 	// DisableOptimization runs the graph as it is written.
@@ -57,15 +56,6 @@ type Session struct {
 	provider string
 	device   int
 }
-
-// providers creates each execution provider's part of the session options.
-var providers = map[string]func(*binding.SessionOptions, Options) error{
-	"cpu":  func(*binding.SessionOptions, Options) error { return nil },
-	"cuda": appendCUDA,
-}
-
-// Providers lists the names that Options.Provider accepts.
-func Providers() []string { return slices.Sorted(maps.Keys(providers)) }
 
 // NewSession loads the model at path. The library must have been opened. Weights in external files are found beside
 // the model.
@@ -110,10 +100,6 @@ func (s *Session) describe() (err error) {
 }
 
 func sessionOptions(o Options) (*binding.SessionOptions, error) {
-	add, ok := providers[cmp.Or(strings.ToLower(o.Provider), "cpu")]
-	if !ok {
-		return nil, fmt.Errorf("execution provider %q is not known; want one of %s", o.Provider, strings.Join(Providers(), ", "))
-	}
 	opts, err := binding.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -136,44 +122,12 @@ func sessionOptions(o Options) (*binding.SessionOptions, error) {
 	if o.Profile != "" {
 		set = append(set, opts.EnableProfiling(o.Profile))
 	}
-	set = append(set, add(opts, o))
+	set = append(set, appendProvider(opts, o))
 	if err := errors.Join(set...); err != nil {
 		opts.Destroy()
 		return nil, err
 	}
 	return opts, nil
-}
-
-// appendCUDA adds the CUDA execution provider.
-func appendCUDA(opts *binding.SessionOptions, o Options) error {
-	cuda, err := binding.NewCUDAProviderOptions()
-	if err != nil {
-		return fmt.Errorf("execution provider cuda: this ONNX Runtime library was built without it: %w", err)
-	}
-	defer cuda.Destroy()
-	all := map[string]string{"device_id": fmt.Sprint(o.Device)}
-	maps.Copy(all, o.ProviderOptions)
-	// Either call may be the first to load the provider's libraries.
-	err = cuda.Update(all)
-	if err == nil {
-		err = opts.AppendExecutionProviderCUDA(cuda)
-	}
-	if err != nil {
-		return fmt.Errorf("execution provider cuda: %s (options %v; it needs libonnxruntime_providers_shared.so and "+
-			"libonnxruntime_providers_cuda.so of the same release beside %s, and CUDA's libraries on the library path)",
-
-			cause(err), all, library.path)
-	}
-	return nil
-}
-
-// cause cuts the place in the runtime's source off a message of its own.
-func cause(err error) string {
-	msg := root(err).Error()
-	if _, after, ok := strings.Cut(msg, " : FAIL : "); ok {
-		return after
-	}
-	return msg
 }
 
 // Inputs describes the model's inputs, in order. The slice must not be changed.

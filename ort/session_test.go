@@ -300,27 +300,6 @@ func TestLoadErrors(t *testing.T) {
 	}
 }
 
-// Without the provider's libraries beside the runtime's, the message says so.
-func TestProviderThatIsNotInstalled(t *testing.T) {
-	open(t)
-	if shared, _ := filepath.Glob(filepath.Join(filepath.Dir(library.path), "libonnxruntime_providers_cuda*")); len(shared) > 0 {
-		t.Skip("the provider is installed here")
-	}
-	s, err := NewSession("model.onnx", Options{Provider: "cuda", Device: 1})
-	if err == nil {
-		s.Close()
-		t.Fatal("no error")
-	}
-	for _, want := range []string{"model.onnx", "execution provider cuda", "built without it"} {
-		if strings.Contains(err.Error(), "libonnxruntime_providers_shared.so") && want == "built without it" {
-			want = "beside " + library.path
-		}
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q does not say %q", err, want)
-		}
-	}
-}
-
 // endless loops two thousand million times; ms of work is nothing beside it.
 func endless(t testing.TB) *Session {
 	body := &onnxpb.GraphProto{
