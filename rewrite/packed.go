@@ -1,6 +1,7 @@
 package rewrite
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -18,8 +19,9 @@ func (e *editor) packed(changes []change) error {
 			return plan()
 		}
 	}
+	all := distinct(proj, changes)
 	for _, c := range changes {
-		if err := e.unpack(c); err != nil {
+		if err := e.unpack(c, all); err != nil {
 			return err
 		}
 	}
@@ -192,7 +194,7 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 // pointwise reports whether n treats every element of its carrying input alike: its other inputs are single numbers.
 func (e *editor) pointwise(n *graph.Node, carrying int) bool {
 	switch n.OpType {
-	case "Identity", "Cast", "Clip", "Add", "Sub", "Mul", "Div", "Min", "Max", "Neg", "Tanh", "Sigmoid", "Relu", "Dropout":
+	case "Identity", "Cast", "Clip", "Add", "Sub", "Mul", "Div", "Min", "Max", "Neg", "Tanh", "Sigmoid", "Relu", "Dropout", "QuantizeLinear", "DequantizeLinear":
 	default:
 		return false
 	}
@@ -332,8 +334,9 @@ func (e *editor) correctTotal(n *graph.Node, w *graph.Value, axis, was, is int) 
 }
 
 // unpack gives a path of an interleaved projection its own: the nodes up to the path's entry are made again with the
-// path's columns only, and those that cut its part out of the packed axis fall away.
-func (e *editor) unpack(c change) error {
+// path's columns only, and those that cut its part out of the packed axis fall away. all are the columns of everything
+// that the projection becomes.
+func (e *editor) unpack(c change, all rows) error {
 	proj := c.path.Projection
 	defer e.p.In(proj.Node.Graph)()
 	fail := func(n *graph.Node, why string) error {
@@ -367,38 +370,10 @@ func (e *editor) unpack(c change) error {
 	}
 	slices.Reverse(chain)
 
-	w, err := mix(proj.Tensor, proj.Axis, r)
+	cur, err := e.own(proj, r, biases, all)
 	if err != nil {
 		return fmt.Errorf("projection %v: %w", proj.Node, err)
 	}
-	v := e.constant(proj.Weight, w)
-	back := []*graph.Node{}
-	for x := proj.Node.In[1]; proj.Reader != proj.Node; x = x.Producer.In[0] {
-		back = append(back, x.Producer)
-		if x.Producer == proj.Reader {
-			break
-		}
-	}
-	slices.Reverse(back)
-	for _, n := range back {
-		v = e.p.Node(n.OpType, n.Domain, n.Name, 1, []*graph.Value{v}, n.Proto.Attribute...)[0]
-	}
-	in := []*graph.Value{proj.Input, v}
-	if b := proj.GemmBias; b != nil {
-		t := proj.BiasTensor
-		if t == nil {
-			return fail(proj.Node, "its bias is computed")
-		}
-		if d := t.Dims(); len(d) > 0 && d[len(d)-1] == int64(proj.Columns) {
-			m, err := mix(t, len(d)-1, biases)
-			if err != nil {
-				return err
-			}
-			b = e.p.Init(named(m, b.Name))
-		}
-		in = append(in, b)
-	}
-	cur := e.p.Node(proj.Node.OpType, proj.Node.Domain, proj.Node.Name, 1, in, proj.Node.Proto.Attribute...)[0]
 
 	if c.path.Direct {
 		if cur, err = e.direct(c, cur, biases); err != nil {
@@ -466,6 +441,45 @@ func (e *editor) unpack(c change) error {
 	}
 	e.p.Replace(c.path.Entry, cur)
 	return e.wires(c)
+}
+
+// own makes a projection a second time, with columns r of all that it becomes, and biases of its own.
+func (e *editor) own(proj *attention.Projection, r, biases, all rows) (*graph.Value, error) {
+	if proj.Code != nil {
+		return e.ownCode(proj, r, biases, all)
+	}
+	w, err := mix(proj.Tensor, proj.Axis, r)
+	if err != nil {
+		return nil, err
+	}
+	v := e.constant(proj.Weight, w)
+	back := []*graph.Node{}
+	for x := proj.Node.In[1]; proj.Reader != proj.Node; x = x.Producer.In[0] {
+		back = append(back, x.Producer)
+		if x.Producer == proj.Reader {
+			break
+		}
+	}
+	slices.Reverse(back)
+	for _, n := range back {
+		v = e.p.Node(n.OpType, n.Domain, n.Name, 1, []*graph.Value{v}, n.Proto.Attribute...)[0]
+	}
+	in := []*graph.Value{proj.Input, v}
+	if b := proj.GemmBias; b != nil {
+		t := proj.BiasTensor
+		if t == nil {
+			return nil, errors.New("its bias is computed")
+		}
+		if d := t.Dims(); len(d) > 0 && d[len(d)-1] == int64(proj.Columns) {
+			m, err := mix(t, len(d)-1, biases)
+			if err != nil {
+				return nil, err
+			}
+			b = e.p.Init(named(m, b.Name))
+		}
+		in = append(in, b)
+	}
+	return e.p.Node(proj.Node.OpType, proj.Node.Domain, proj.Node.Name, 1, in, proj.Node.Proto.Attribute...)[0], nil
 }
 
 // extentTarget returns the target of a Reshape on the way of an unpacked path: axes with columns get what is left of

@@ -28,6 +28,7 @@ func Tie(m *graph.Model, plan *fusion.Plan) error {
 
 func (e *editor) tieBlock(bp fusion.BlockPlan) error {
 	b := bp.Block
+	e.of = b
 	paths := map[*graph.Node][]change{}
 	var order []*graph.Node
 	for _, c := range changes(bp, natural(b.Heads)) {

@@ -15,6 +15,7 @@ func init() {
 		movers[op] = mover{only(0), moveQuantised, true}
 		betweenProducts[op] = only(0)
 	}
+	movers["DynamicQuantizeLinear"] = mover{only(0), moveFirst, false}
 }
 
 // moveQuantised passes labels on where one scale serves all of them; scales that differ along an axis belong to weights.

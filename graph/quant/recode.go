@@ -22,8 +22,9 @@ type Change struct {
 	// old ones are among them; nil: those of Mixed.
 	All  *graph.Tensor
 	Kept bool
-	// Aligned reports whether blocks of n lie in old and new matrix so that each is made of whole ones; nil: they do.
-	Aligned func(n int) bool
+	// Unit is how many neighbours move and are mixed together: stretches of Unit rows or columns that begin at multiples of
+	// Unit. 0: all.
+	Unit int
 }
 
 // Recoded is a changed matrix as the operator stores it.
@@ -134,16 +135,11 @@ func (m *Matrix) Recode(c Change) (*Recoded, error) {
 		if *block == old {
 			*block = len(c.From)
 		}
-	case c.Aligned != nil && !c.Aligned(*block):
+	case c.Unit%*block != 0:
 		if !m.store.finer {
 			return nil, fmt.Errorf("%w: %v", ErrMisaligned, m)
 		}
-		for n := *block - 1; n >= 1; n-- {
-			if *block%n == 0 && c.Aligned(n) {
-				*block = n
-				break
-			}
-		}
+		*block = gcd(*block, c.Unit)
 	}
 	if c.Axis == 0 && m.group != nil {
 		return nil, fmt.Errorf("%w: rows are in another order than their scales", ErrMisaligned)
@@ -161,6 +157,13 @@ func (m *Matrix) Recode(c Change) (*Recoded, error) {
 		return w.run(planes)
 	}
 	return r, nil
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
 }
 
 // attrs are the attributes that are others for a matrix of size s.
