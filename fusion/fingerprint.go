@@ -80,10 +80,14 @@ func digest(b *attention.Block) ([]byte, error) {
 		}
 		return nil
 	}
+	key, value := b.Projected()
 	for _, side := range []struct {
 		role string
 		path *attention.Path
-	}{{"query", b.Query}, {"key", b.Key}, {"value", b.Value}} {
+	}{{"query", b.Query}, {"key", key}, {"value", value}} {
+		if side.path == nil || side.path.Bare != "" {
+			continue // nothing is projected here
+		}
 		p := side.path.Projection
 		constants := []constant{{p.Weight, p.Tensor}, {p.GemmBias, p.BiasTensor}}
 		for _, bias := range side.path.Biases {

@@ -243,7 +243,13 @@ func (p *Plan) addLearned(path string) error {
 // fits checks the shapes of learned tensors against the block that they are for.
 func (l *Learned) fits(bp *BlockPlan) error {
 	b := bp.Block
-	in := func(p *attention.Path) int { return int(p.Projection.Tensor.Dims()[1-p.Projection.Axis]) }
+	key, value := b.Projected()
+	in := func(p *attention.Path) int {
+		if p == nil {
+			p = b.Query // another block of the layer has them, and is looked at too
+		}
+		return int(p.Projection.Tensor.Dims()[1-p.Projection.Axis])
+	}
 	for _, c := range []struct {
 		name       string
 		m          *mat.Dense
@@ -251,8 +257,8 @@ func (l *Learned) fits(bp *BlockPlan) error {
 		bias       []float64
 	}{
 		{"query", l.Query, in(b.Query), b.Heads * b.HeadDim, l.QueryBias},
-		{"key", l.Key, in(b.Key), bp.Key.Heads() * b.HeadDim, l.KeyBias},
-		{"value", l.Value, in(b.Value), bp.Value.Heads() * b.ValueDim, l.ValueBias},
+		{"key", l.Key, in(key), bp.Key.Heads() * b.HeadDim, l.KeyBias},
+		{"value", l.Value, in(value), bp.Value.Heads() * b.ValueDim, l.ValueBias},
 	} {
 		if err := shaped(c.name, c.m, c.rows, c.cols, c.bias); err != nil {
 			return err

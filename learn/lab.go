@@ -103,6 +103,9 @@ func find(m *graph.Model) (*attention.Report, error) {
 	}
 	r := attention.Find(m)
 	for _, b := range r.Blocks {
+		if b.Key.Bare != "" && b.Fixed == "" {
+			b.Fixed = "its keys and values are projected in another graph than its queries, so that nothing can be measured"
+		}
 		if b.Body != "" && b.Fixed == "" {
 			b.Fixed = fmt.Sprintf("it lies in %s, where nothing can be measured: learn on the model that was put there, whose configuration fits this one too", b.Body)
 		}

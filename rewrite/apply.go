@@ -14,14 +14,20 @@ import (
 )
 
 // Apply rewrites the blocks of a plan in m: their keys and values are projected, cached and multiplied with fewer heads.
-// Blocks that the plan does not name stay as they are. On an error m is unchanged.
+// Blocks that the plan does not name stay as they are; those that it names in other models count where m fills their caches.
+// On an error m is unchanged.
 func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	res := &Result{NodesBefore: len(m.Graph.Nodes), ParamsBefore: Parameters(m.Graph)}
 	keep := m.Graph.Dead()
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
-		if err := e.block(bp, plan, res); err != nil {
-			return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
+		if bp.Block.QK.Graph.Model == m {
+			if err := e.block(bp, plan, res); err != nil {
+				return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
+			}
+		}
+		if err := e.fill(bp, res); err != nil {
+			return nil, fmt.Errorf("block %q: what fills its cache: %w", bp.Block.Name, err)
 		}
 	}
 	if err := e.settle(); err != nil {
@@ -61,6 +67,15 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 	form, why, err := c.choose(plan.Lowering, plan.Target)
 	if err != nil {
 		return err
+	}
+	if b.Body != "" && form != fusion.Grouped && form != fusion.Expand {
+		// The other forms share nodes between blocks, which bodies hide from one another.
+		if form == fusion.StaticCache {
+			return fmt.Errorf("it lies in %s, where its cache cannot be written in place; --lowering %s keeps a cache that grows", b.Body, fusion.Grouped)
+		}
+		if form, why, err = c.choose(fusion.Grouped, plan.Target); err != nil {
+			return err
+		}
 	}
 	low := lowerings[form]
 	for _, s := range []*change{&c.k, &c.v} {
@@ -187,7 +202,7 @@ func (e *editor) projection(changes []change) error {
 	p := changes[0].path
 	fused := slices.ContainsFunc(changes, func(s change) bool { return s.touched && s.alters() })
 	switch {
-	case !fused: // repeated heads are bypassed, the weight stays
+	case !fused, p.Bare != "": // repeated heads are bypassed, or fused elsewhere
 		for _, s := range changes {
 			if err := e.wires(s); err != nil {
 				return err

@@ -84,3 +84,9 @@ func TestExactScan(t *testing.T) {
 	runtime(t)
 	exactGroupings(t, "bert", wrapped(t, testmodels.Scan(message(t, "bert", testmodels.Options{}))), groupingsInBodies, -1)
 }
+
+// The cross attention of a merged decoder is projected in one branch; the other takes the keys and values from the caller.
+func TestExactMergedCross(t *testing.T) {
+	runtime(t)
+	exactGroupings(t, "t5-decoder", wrapped(t, merged(t, "t5-decoder", testmodels.Options{})), groupingsInBodies, 3)
+}

@@ -16,8 +16,13 @@ import (
 func Tie(m *graph.Model, plan *fusion.Plan) error {
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
-		if err := e.tieBlock(bp); err != nil {
-			return fmt.Errorf("block %q: tied reference: %w", bp.Block.Name, err)
+		if bp.Block.QK.Graph.Model == m {
+			if err := e.tieBlock(bp); err != nil {
+				return fmt.Errorf("block %q: tied reference: %w", bp.Block.Name, err)
+			}
+		}
+		if err := e.tieFill(bp); err != nil {
+			return fmt.Errorf("block %q: tied reference of what fills its cache: %w", bp.Block.Name, err)
 		}
 	}
 	if _, err := e.p.Apply(); err != nil {
@@ -32,7 +37,7 @@ func (e *editor) tieBlock(bp fusion.BlockPlan) error {
 	paths := map[*graph.Node][]change{}
 	var order []*graph.Node
 	for _, c := range changes(bp, natural(b.Heads)) {
-		if !c.alters() {
+		if !c.alters() || c.path.Bare != "" {
 			continue
 		}
 		n := c.path.Projection.Node

@@ -32,9 +32,14 @@ type Block struct {
 	Mask     Mask
 	KeyCache *Cache // nil without a cache
 	ValCache *Cache
+	// KeyFill and ValueFill say what fills the caches of a block whose Key and Value are bare; nil where a block of the same
+	// name does.
+	KeyFill, ValueFill *Fill
 
-	// Fixed says why a block that is described cannot be rewritten, empty when it can.
+	// Fixed says why a block that is described cannot be rewritten, empty when it can; apart is why it could not if its bare
+	// paths were filled.
 	Fixed string
+	apart string
 
 	QK, Softmax, PV *graph.Node
 	// Scores are the wires between the two products on which the query heads lie on an axis, with that axis.

@@ -23,6 +23,7 @@ func (b *Block) caches(f *survey, kt, vt *tracer) *stop {
 	if b.ValCache, st = b.Value.cache(f, vt, own, "values"); st != nil {
 		return st
 	}
+	b.KeyCache, b.ValCache = b.Key.fed(f, b.KeyCache), b.Value.fed(f, b.ValCache)
 	for _, c := range []*Cache{b.KeyCache, b.ValCache} {
 		if c != nil && (c.Concat.Is("ScatterND") || c.Concat.Is("ScatterElements")) && b.Fixed == "" {
 			b.Fixed = fmt.Sprintf("its cache %q is written in place by %v, whose indices count heads", c.Past.Name, c.Concat)
@@ -95,6 +96,22 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 		c.link(f, c.Past, c.PastAxis)
 	}
 	return c, nil
+}
+
+// fed makes the input that a bare path begins at its cache.
+func (p *Path) fed(f *survey, c *Cache) *Cache {
+	past := p.Projection.Output
+	l, ok := p.Wires[past]
+	if p.Bare == "" || !past.IsInput || !ok || !l.Pure || l.Spread || c != nil && c.Past != nil {
+		return c
+	}
+	if c == nil {
+		c = &Cache{PresentAxis: -1}
+	}
+	c.Past, c.PastAxis, c.PastSeq = past, l.Axis, -1
+	c.Heads, c.Repeat, c.Outer = l.Heads*l.Repeat, l.Repeat, l.Outer
+	c.link(f, past, l.Axis)
+	return c
 }
 
 // present makes w, where heads have layout l, what the caller gets back.

@@ -127,10 +127,20 @@ func twins(blocks []*Block) []int {
 	}
 	for i, b := range blocks {
 		join(i, [3]*graph.Value{b.Query.Projection.Weight, b.Key.Projection.Weight, b.Value.Projection.Weight})
-		caches := map[*graph.Value]bool{}
+		caches := map[any]bool{}
 		for _, c := range []*Cache{b.KeyCache, b.ValCache} {
 			for _, v := range c.values() {
 				caches[v] = true
+			}
+			if c == nil {
+				continue
+			}
+			past, present := c.Interface()
+			if past != nil && past.Graph.Outer == nil {
+				caches[cacheName(past.Name, pastWords)] = true
+			}
+			if present != nil && present.Graph.Outer == nil {
+				caches[cacheName(present.Name, presentWords)] = true
 			}
 		}
 		for v := range caches {
@@ -149,18 +159,27 @@ func twins(blocks []*Block) []int {
 	return layer
 }
 
-// Layers returns one block for each layer of the model: of those in several bodies the first that takes a cache, else the
-// first.
+// Layers returns one block for each layer of the model: of those in several bodies the first that projects its keys, and
+// of these the first that takes a cache.
 func Layers(blocks []*Block) []*Block {
 	var out []*Block
 	at := map[string]int{}
+	rank := func(b *Block) int {
+		switch {
+		case b.Key.Bare != "" || b.Value.Bare != "":
+			return 0
+		case b.KeyCache == nil || b.KeyCache.Past == nil:
+			return 1
+		}
+		return 2
+	}
 	for _, b := range blocks {
 		i, ok := at[b.Name]
 		switch {
 		case !ok:
 			at[b.Name] = len(out)
 			out = append(out, b)
-		case (out[i].KeyCache == nil || out[i].KeyCache.Past == nil) && b.KeyCache != nil && b.KeyCache.Past != nil:
+		case rank(b) > rank(out[i]):
 			out[i] = b
 		}
 	}
