@@ -27,7 +27,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:    stdout,
 		ErrWriter: stderr,
 		Commands: []*cli.Command{
-			inspectCommand(), initCommand(), learnCommand(), rewriteCommand(), verifyCommand(), importanceCommand(), compareCommand(), versionCommand(), completionCommand(),
+			inspectCommand(), initCommand(), learnCommand(), rewriteCommand(), verifyCommand(), importanceCommand(), compareCommand(), benchCommand(), versionCommand(), completionCommand(),
 		},
 		HideHelpCommand:       true,
 		HideVersion:           true,

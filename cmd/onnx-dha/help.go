@@ -112,6 +112,9 @@ var examples = map[string]string{
 	"compare": `  onnx-dha compare model.onnx --kv 50%,25% --data book.txt --tokenizer tokenizer.json
   onnx-dha compare model.onnx --kv 50%,25%,12.5% --strategies gqa,dha,optimal --data ids.jsonl --plot compare.svg
   onnx-dha compare model.onnx --kv 50% --layout uniform --groups equal --data ids.jsonl --csv -o compare.csv`,
+	"bench": `  onnx-dha bench model.onnx model.dha.onnx
+  onnx-dha bench model.onnx full.static.onnx model.dha.onnx --lengths 2048,8192 --batches 1,4 --threads 2
+  onnx-dha bench model.onnx model.static.onnx --lengths 2048 --fill 100%,25% --plot bench.svg --json -o bench.json`,
 	"version": `  onnx-dha version
   onnx-dha version --json --ort-lib /opt/onnxruntime/lib`,
 	"completion": `  source <(onnx-dha completion bash)                                     in ~/.bashrc
