@@ -21,6 +21,7 @@ type Patch struct {
 	nodes  []*Node
 	inits  []*Value
 	inputs []*Value
+	bodies []*Value // what the bodies of new nodes give
 	edits  []func()
 	seams  []seam
 	shunts []shunt
@@ -109,6 +110,36 @@ func (p *Patch) Node(op, domain, name string, outs int, in []*Value, attrs ...*o
 // Op prepares an ai.onnx node with one output.
 func (p *Patch) Op(op, name string, in []*Value, attrs ...*onnxpb.AttributeProto) *Value {
 	return p.Node(op, "", name, 1, in, attrs...)[0]
+}
+
+// If prepares a choice: what then makes in a body of its own where cond holds, else what els makes in another; both are
+// tensors of type elem.
+func (p *Patch) If(name string, elem onnxpb.TensorProto_DataType, cond *Value, then, els func() *Value) *Value {
+	n := &Node{Name: fresh(p.named, name), OpType: "If", Graph: p.scope, Proto: &onnxpb.NodeProto{}, In: []*Value{cond}, Subgraphs: map[string][]*Graph{}}
+	n.Out = []*Value{{Name: fresh(p.values, n.Name+"_output_0"), Graph: p.scope, Producer: n}}
+	for _, b := range []struct {
+		attr string
+		make func() *Value
+	}{{"then_branch", then}, {"else_branch", els}} {
+		body := newGraph(p.g.Model, p.scope)
+		typ := onnxpb.AttributeProto_GRAPH
+		body.Owner, body.Name = n, n.Name+"/"+b.attr
+		n.Proto.Attribute = append(n.Proto.Attribute, &onnxpb.AttributeProto{Name: &b.attr, Type: &typ, G: body.Proto})
+		n.Subgraphs[b.attr] = []*Graph{body}
+		back := p.In(body)
+		v := b.make()
+		v.Info = &onnxpb.ValueInfoProto{Name: &v.Name, Type: anyTensor(elem)}
+		p.bodies = append(p.bodies, v)
+		back()
+	}
+	p.nodes = append(p.nodes, n)
+	return n.Out[0]
+}
+
+// anyTensor is the type of a tensor whose rank is left open.
+func anyTensor(elem onnxpb.TensorProto_DataType) *onnxpb.TypeProto {
+	e := int32(elem)
+	return &onnxpb.TypeProto{Value: &onnxpb.TypeProto_TensorType{TensorType: &onnxpb.TypeProto_Tensor{ElemType: &e}}}
 }
 
 // SetInput makes v input i of an existing node.
@@ -222,6 +253,9 @@ func (p *Patch) apply() (*Facts, error) {
 			}
 		}
 		n.Graph.Nodes = append(n.Graph.Nodes, n)
+	}
+	for _, v := range p.bodies {
+		v.Graph.AddOutput(v, nil)
 	}
 	for _, e := range p.edits {
 		e()

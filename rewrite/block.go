@@ -27,9 +27,10 @@ type editor struct {
 	targets map[*graph.Node]*graph.Value
 	inputs  map[graph.Use]*graph.Value
 	types   map[*graph.Value]*onnxpb.TypeProto
-	static  *static          // nil until a cache is written in place
-	fused   *fusedOps        // nil until a core becomes one operator
-	imports map[string]int64 // operator sets that the model must import
+	static  *static                 // nil until a cache is written in place
+	fused   *fusedOps               // nil until a core becomes one operator
+	short   map[string]*graph.Value // whether a step is short
+	imports map[string]int64        // operator sets that the model must import
 	notes   []string
 	// replaced are weights that some reader has been given another for, made those others by what they replace and how they
 	// are made: readers that want the same share one.
@@ -47,7 +48,7 @@ type editor struct {
 func newEditor(g *graph.Graph, f *graph.Facts) *editor {
 	return &editor{
 		g: g, facts: f, p: graph.NewPatch(g), opset: g.Model.Opset(""), shapes: map[*graph.Node]bool{},
-		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, types: map[*graph.Value]*onnxpb.TypeProto{},
+		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, short: map[string]*graph.Value{}, types: map[*graph.Value]*onnxpb.TypeProto{},
 		made: map[made]*graph.Value{}, links: map[*graph.Value]link{}, settled: map[*graph.Value]bool{}, fills: map[*attention.Fill]bool{},
 	}
 }

@@ -109,7 +109,7 @@ func (c *core) newPositions(p *attention.Path, cache *attention.Cache, seq, chan
 // readScores lists what happens to the scores, and makes sure that it can be written as a soft-cap and a bias.
 func (c *core) readScores(f *fusedInputs) string {
 	v := c.b.QK.Out[0]
-	factors := c.factorsAfter(v)
+	factors, _ := c.factorsAfter(v)
 	added := false
 	for n := c.b.Softmax; ; {
 		var next *graph.Node

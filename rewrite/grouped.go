@@ -12,9 +12,8 @@ import (
 //
 //	Q [B, H, S, d] → [B, G, r·S, d] × Kᵀ [B, G, d, T] → [B, G, r·S, T] → [B, H, S, T]
 //
-// and likewise for values. Groups of different sizes are padded to the largest by a Gather and compacted after the
-// product; heads whose groups are not contiguous are re-ordered in the query and output projections, or by the same
-// Gather where the projections cannot be touched.
+// and likewise for values. Heads whose groups are not contiguous are re-ordered in the query and output projections, or by
+// a Gather where the projections cannot be touched. Groups of different sizes are lowered by unequalProduct.
 func (c *core) grouped() error {
 	if err := c.groupedProduct(c.b.QK, c.k, readers(c.b.KeyOf, c.k), true); err != nil {
 		return err
@@ -73,17 +72,16 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 	for _, m := range members {
 		rep = max(rep, len(m))
 	}
-	padded := rep*groups != b.Heads
-	// The heads on the rows of the product, group by group, the last member repeated in short groups.
+	if rep*groups != b.Heads {
+		return c.unequalProduct(n, kv, of, members, first)
+	}
+	// The heads on the rows of the product, group by group.
 	var rowsOf []int
 	slot := make([]int, b.Heads)
 	for g, m := range members {
 		for r := range rep {
-			h := m[min(r, len(m)-1)]
-			if r < len(m) {
-				slot[h] = g*rep + r
-			}
-			rowsOf = append(rowsOf, h)
+			slot[m[r]] = g*rep + r
+			rowsOf = append(rowsOf, m[r])
 		}
 	}
 	name := n.Name
@@ -129,7 +127,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 	if rep > 1 {
 		step(e.p.Op("Reshape", name+"/heads", []*graph.Value{z, e.p.Ints(name+"/heads_shape", in.target(axis, groups*rep)...)}))
 	}
-	if padded || !slices.Equal(rowsOf, want) && (first || !c.reorderOutput(rowsOf)) {
+	if !slices.Equal(rowsOf, want) && (first || !c.reorderOutput(rowsOf)) {
 		idx := make([]int, len(want))
 		for i, h := range want {
 			idx[i] = slot[h]

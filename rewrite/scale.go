@@ -23,7 +23,8 @@ type factor struct {
 func (c *core) foldScale() error {
 	q := c.b.QK.In[0]
 	queries := c.factorsBehind(q)
-	all := slices.Concat(c.factorsBehind(c.b.QK.In[1]), c.factorsAfter(c.b.QK.Out[0]))
+	scores, choices := c.factorsAfter(c.b.QK.Out[0])
+	all := slices.Concat(c.factorsBehind(c.b.QK.In[1]), scores)
 	fold := c.linear()
 	if fold || c.fused {
 		all = append(all, queries...)
@@ -34,6 +35,17 @@ func (c *core) foldScale() error {
 	for _, f := range all {
 		total *= f.value
 		c.e.p.Replace(f.node.Out[0], f.node.In[f.data])
+	}
+	for _, ch := range choices {
+		x, _ := c.e.facts.Scalar(ch.node.In[ch.other])
+		for _, f := range scores[ch.before:] {
+			x *= f.value
+		}
+		t, err := graph.FromFloat64s(ch.node.In[ch.other].Name+"/scaled", c.e.facts.Elem(ch.node.In[ch.other]), nil, []float64{x})
+		if err != nil {
+			return err
+		}
+		c.e.setInput(ch.node, ch.other, c.e.p.Init(t))
 	}
 	switch {
 	case total == 1:
@@ -95,9 +107,15 @@ func (c *core) factorsBehind(v *graph.Value) []factor {
 	return out
 }
 
-// factorsAfter lists the factors on scores before anything else happens to them.
-func (c *core) factorsAfter(v *graph.Value) []factor {
-	var out []factor
+// choice is a Where between scores and a number, its input other; before is how many factors come before it.
+type choice struct {
+	node          *graph.Node
+	other, before int
+}
+
+// factorsAfter lists the factors on scores before anything is added to them, and the choices on the way, whose numbers have
+// the factors that come after.
+func (c *core) factorsAfter(v *graph.Value) (out []factor, choices []choice) {
 	for {
 		var next *graph.Node
 		for _, u := range v.Users() {
@@ -105,36 +123,48 @@ func (c *core) factorsAfter(v *graph.Value) []factor {
 				continue
 			}
 			if next != nil || u.Node == nil {
-				return out
+				return out, choices[:leading(choices, len(out))]
 			}
 			next = u.Node
 		}
 		if next == nil {
-			return out
+			return out, choices[:leading(choices, len(out))]
 		}
 		f, ok := c.scaling(next)
 		switch {
 		case ok && next.In[f.data] == v:
 			out = append(out, f)
-		case c.hides(next, v): // what hides does so, divided or not
+		case c.chosen(next, v) > 0:
+			choices = append(choices, choice{next, c.chosen(next, v), len(out)})
 		case !formOnly[next.OpType] || !next.Is(next.OpType) || next.In[0] != v || next.Graph != c.e.g:
-			return out
+			return out, choices[:leading(choices, len(out))]
 		}
 		v = next.Out[0]
 	}
 }
 
-// hides reports whether n puts a large negative number in the place of some of the scores v.
-func (c *core) hides(n *graph.Node, v *graph.Value) bool {
+// leading counts the choices that have a factor after them.
+func leading(choices []choice, factors int) int {
+	n := 0
+	for n < len(choices) && choices[n].before < factors {
+		n++
+	}
+	return n
+}
+
+// chosen is the input of n that holds a number, when n chooses between that and the scores v; 0 when it does not.
+func (c *core) chosen(n *graph.Node, v *graph.Value) int {
 	if !n.Is("Where") || n.Graph != c.e.g || n.In[0] == v {
-		return false
+		return 0
 	}
-	other := n.In[1]
-	if other == v {
-		other = n.In[2]
+	other := 1
+	if n.In[1] == v {
+		other = 2
 	}
-	x, ok := c.e.facts.Scalar(other)
-	return ok && x <= -1e4
+	if _, ok := c.e.facts.Scalar(n.In[other]); !ok {
+		return 0
+	}
+	return other
 }
 
 // linear reports whether a factor on the query projection comes out on the queries: everything in between is linear, what
