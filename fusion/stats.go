@@ -122,3 +122,15 @@ func (s *Stats) counted(importance []float64) *Stats {
 	}
 	return &out
 }
+
+// Bytes is about what the statistics take in memory.
+func (s *Stats) Bytes() (n int64) {
+	for _, list := range [][]*mat.SymDense{s.Query, s.Turned, s.Spread, s.Attended, s.Scores, s.Outputs, {s.Fixed, s.Value}} {
+		for _, m := range list {
+			if m != nil {
+				n += 8 * int64(m.SymmetricDim()) * int64(m.SymmetricDim())
+			}
+		}
+	}
+	return n
+}

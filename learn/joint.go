@@ -2,6 +2,7 @@ package learn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"gonum.org/v1/gonum/mat"
@@ -24,19 +25,23 @@ type joint struct {
 // jointLimit bounds the length of z: its moments are a dense matrix, and each step of the solver multiplies by it.
 const jointLimit = 2048
 
-// joint sets up block i, nil where it does not apply: attention of a form that is not followed, or too many channels.
+// errAlone says that values and output of a block cannot be fitted together: attention of a form that is not followed, or
+// too many channels.
+var errAlone = errors.New("only the output can be fitted")
+
+// joint sets up block i.
 func (l *Lab) joint(i, seq int) (*joint, error) {
 	block, w := l.Blocks[i], l.Weights[i]
 	n, _ := w.Value.Dims()
 	if block.Output == nil || block.Heads*(n+1) > jointLimit {
-		return nil, nil
+		return nil, errAlone
 	}
 	b, err := l.bench()
 	if err != nil {
 		return nil, err
 	}
 	j, err := b.joint(i, seq)
-	if err != nil || j == nil {
+	if err != nil {
 		b.m.Close()
 		return nil, err
 	}
@@ -52,8 +57,11 @@ func (b *bench) joint(i, seq int) (*joint, error) {
 	j := &joint{block: i, one: biased(w), bias: block.Output.Bias != nil, out: block.Output.Columns}
 	c := newCollector(b)
 	p, err := c.probabilities("joint", block)
-	if p == nil || err != nil || c.sequenceFirst(block.Key.Projection.Input) {
+	if err != nil {
 		return nil, err
+	}
+	if p == nil || c.sequenceFirst(block.Key.Projection.Input) {
+		return nil, errAlone
 	}
 	x, n, err := c.inputRows("joint/x", block.Value.Projection, c.keys(block), j.one)
 	if err != nil {

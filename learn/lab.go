@@ -241,6 +241,7 @@ type pass struct {
 	session *ort.Session
 	sums    map[string]*ort.Tensor
 	slots   []string // names of the weight inputs
+	bytes   int64    // see size
 }
 
 // pass writes the copy and loads it. The bench is used up.
@@ -260,6 +261,12 @@ func (b *bench) pass() (*pass, error) {
 			return nil, err
 		}
 		p.sums[name] = t
+		p.bytes += 2 * int64(len(t.Raw))
+	}
+	if !b.lab.shared {
+		for _, v := range b.g.Inits {
+			p.bytes += v.Init.Len() * int64(graph.ElementBits(v.Init.DType())) / 8
+		}
 	}
 	b.lab.copies++
 	p.path = filepath.Join(b.lab.folder, fmt.Sprintf("%d.onnx", b.lab.copies))

@@ -2,6 +2,7 @@ package learn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,12 +29,11 @@ type Sequence struct {
 	// Importance is that of the request.
 	Importance [][]float64
 
-	length       int
-	calibrations map[int]*calibration
-	refits       map[int]*refit
-	joints       map[int]*joint // nil entries: it does not apply
-	own          map[int]Slots  // of the original weights
-	earlier      map[int]*fusion.Problem
+	length   int
+	sessions sessions
+	alone    map[int]bool  // blocks whose output can be fitted without their values only
+	own      map[int]Slots // of the original weights
+	earlier  map[int]*fusion.Problem
 }
 
 // Layer is one compressed block.
@@ -43,13 +43,15 @@ type Layer struct {
 	Plan     *fusion.BlockPlan
 	Slots    Slots
 
-	problem *fusion.Problem // what was solved
+	problem *fusion.Problem // what was solved; nil where it takes too much to be kept
 }
+
+// problemBytes bounds the statistics that a layer keeps for solutions with other numbers of heads.
+const problemBytes = 32 << 20
 
 // Start prepares a sequence.
 func (s *Sequence) Start() error {
-	s.calibrations, s.refits, s.joints = map[int]*calibration{}, map[int]*refit{}, map[int]*joint{}
-	s.earlier = map[int]*fusion.Problem{}
+	s.sessions, s.alone, s.earlier = sessions{limit: sessionBytes}, map[int]bool{}, map[int]*fusion.Problem{}
 	for _, b := range s.Batches {
 		s.length = max(s.length, b.Length)
 	}
@@ -63,20 +65,7 @@ func (s *Sequence) Start() error {
 }
 
 // Close frees the sessions.
-func (s *Sequence) Close() {
-	for _, c := range s.calibrations {
-		c.close()
-	}
-	for _, r := range s.refits {
-		r.close()
-	}
-	for _, j := range s.joints {
-		if j != nil {
-			j.close()
-		}
-	}
-	s.calibrations, s.refits, s.joints = nil, nil, nil
-}
+func (s *Sequence) Close() { s.sessions.close() }
 
 // Tokens to go over for statistics of sampled queries: few data are swept several times, each time with other queries.
 const (
@@ -138,13 +127,9 @@ func normed(p *attention.Path) bool {
 
 // Problem calibrates block i on the layers that are done and returns what is to be solved there.
 func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fusion.Problem, error) {
-	c := s.calibrations[i]
-	if c == nil {
-		var err error
-		if c, err = s.Lab.calibration(i, s.length, i); err != nil {
-			return nil, err
-		}
-		s.calibrations[i] = c
+	c, err := kept(&s.sessions, fmt.Sprint("calibration ", i), func() (*calibration, error) { return s.Lab.calibration(i, s.length, i) })
+	if err != nil {
+		return nil, err
 	}
 	stats, err := c.collect(ctx, s.Batches, s.sweeps(), s.all(done), s.step)
 	if err != nil {
@@ -155,17 +140,20 @@ func (s *Sequence) Problem(ctx context.Context, i int, done map[int]*Layer) (*fu
 	if s.Importance != nil {
 		p.Importance = s.Importance[i]
 	}
-	if e := s.earlier[i]; e != nil {
-		p.Follow(e)
+	if s.earlier[i] == nil {
+		s.earlier[i] = &fusion.Problem{} // of which nothing is wanted but the groups that are found
 	}
-	s.earlier[i] = p
+	p.Follow(s.earlier[i])
 	return p, nil
 }
 
 // Layer compresses block i to the numbers of heads asked for, after the layers that are done; p is its problem there.
 func (s *Sequence) Layer(ctx context.Context, i int, c fusion.Choice, p *fusion.Problem, done map[int]*Layer) (*Layer, error) {
 	b := s.Lab.Blocks[i]
-	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}, problem: p}
+	l := &Layer{Choice: c, Plan: &fusion.BlockPlan{Block: b, Key: fusion.Identity(b.KVHeads), Value: fusion.Identity(b.ValueHeads)}}
+	if p.S.Bytes() <= problemBytes {
+		l.problem = p
+	}
 	if c.Key < b.KVHeads || c.Value < b.ValueHeads {
 		options := s.Options
 		options.Coupled = (options.Coupled || fusion.SharedCache(b)) && c.Key == c.Value && b.KVHeads == b.ValueHeads
@@ -205,13 +193,9 @@ func (s *Sequence) refit(ctx context.Context, i int, l *Layer, done map[int]*Lay
 			return err
 		}
 	}
-	r := s.refits[i]
-	if r == nil {
-		var err error
-		if r, err = s.Lab.refit(i); err != nil {
-			return err
-		}
-		s.refits[i] = r
+	r, err := kept(&s.sessions, fmt.Sprint("refit ", i), func() (*refit, error) { return s.Lab.refit(i) })
+	if err != nil {
+		return err
 	}
 	output, bias, err := r.solve(ctx, s.Batches, s.all(and(done, i, l)), l.Plan.Learned, s.step)
 	if err != nil {
@@ -239,16 +223,16 @@ func and(done map[int]*Layer, i int, l *Layer) map[int]*Layer {
 
 // joint fits values and output of block i together, false where that is not possible.
 func (s *Sequence) joint(ctx context.Context, i int, l *Layer, done map[int]*Layer) (bool, error) {
-	j, ok := s.joints[i]
-	if !ok {
-		var err error
-		if j, err = s.Lab.joint(i, s.length); err != nil {
-			return false, err
-		}
-		s.joints[i] = j
-	}
-	if j == nil {
+	if s.alone[i] {
 		return false, nil
+	}
+	j, err := kept(&s.sessions, fmt.Sprint("joint ", i), func() (*joint, error) { return s.Lab.joint(i, s.length) })
+	if errors.Is(err, errAlone) {
+		s.alone[i] = true
+		return false, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	e := coarse
 	if s.Fine {
