@@ -9,6 +9,7 @@ import (
 	"hash"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 
 	"onnx-dha/graph"
@@ -23,11 +24,12 @@ var fingerprintForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 func isFingerprint(s string) bool { return fingerprintForm.MatchString(s) }
 
 // Fingerprint identifies the attention weights of a model: "sha256:" and the SHA-256 over the blocks in order, of each
-// the element type, dims and bytes of the query, key and value weights and biases. A tensor that several projections of
-// a block share (a packed weight) counts once, as does a layer that is in several bodies. Names do not count, nor does how
-// the file stores the weights. The output projection does not count either: whether one is recognised may change from
-// version to version of this program, and a fingerprint must not.
+// the element type, dims and bytes of the query, key and value weights and biases. Blocks that lack one of the weights do
+// not count. A tensor that several projections of a block share (a packed weight) counts once, as does a layer that is in
+// several bodies. Names do not count, nor does how the file stores the weights. The output projection does not count
+// either: whether one is recognised may change from version to version of this program, and a fingerprint must not.
 func Fingerprint(blocks []*attention.Block) (string, error) {
+	blocks = slices.DeleteFunc(slices.Clone(blocks), (*attention.Block).Bare)
 	blocks = attention.Layers(blocks)
 	sums := make([][]byte, len(blocks))
 	errs := make([]error, len(blocks))

@@ -111,7 +111,10 @@ type Projection struct {
 
 // Path is the way from a projection to an operand of one of the products.
 type Path struct {
+	// Projection has no Node and no Tensor where nothing in this graph projects the heads, Bare saying why: Input, Output
+	// and Weight are then the value from which they were followed, and Columns count its heads' channels.
 	Projection *Projection
+	Bare       string
 	// Columns[h][c] is the column of the projection's output that becomes channel c of head h. A packed projection has
 	// columns that belong to none.
 	Columns [][]int

@@ -22,7 +22,34 @@ var fused = map[string]bool{
 
 // Find describes every attention block of a model. A softmax or attention operator that it cannot describe fully is in
 // Report.Unsupported with the place and the reason; none is guessed at and none is left out.
-func Find(m *graph.Model) *Report {
+func Find(m *graph.Model) *Report { return FindAll(m)[0] }
+
+// FindAll is Find for models that pass caches to one another: an encoder and its decoder, or the first step of a decoder
+// and the next ones. Blocks that are one layer in several of them share a name.
+func FindAll(models ...*graph.Model) []*Report {
+	var all []*search
+	var reports []*Report
+	var blocks []*Block
+	for _, m := range models {
+		s := find(m)
+		all, reports, blocks = append(all, s), append(reports, s.report), append(blocks, s.report.Blocks...)
+	}
+	feed(all)
+	name(blocks)
+	for _, r := range reports {
+		borrowed(r.Blocks)
+	}
+	return reports
+}
+
+// search is what was found in one model.
+type search struct {
+	model  *graph.Model
+	survey *survey
+	report *Report
+}
+
+func find(m *graph.Model) *search {
 	r := &Report{Facts: graph.Infer(m.Graph)}
 	f := newSurvey(r.Facts, m.Graph)
 	m.Graph.All(func(n *graph.Node) bool {
@@ -57,9 +84,7 @@ func Find(m *graph.Model) *Report {
 			}
 		}
 	}
-	name(r.Blocks)
-	borrowed(r.Blocks)
-	return r
+	return &search{m, f, r}
 }
 
 func firstOutput(n *graph.Node) string {
@@ -84,17 +109,8 @@ func core(f *survey, sm *graph.Node) (b *Block, st *stop, attention bool) {
 	products := productsAbove(f, x)
 	pv, through := productBelow(sm.Out[0])
 	if len(products) == 0 || pv == nil {
-		switch {
-		case pv == nil && through != nil:
-			return nil, &stop{through, nil, whyNoProduct("after", through)}, len(products) > 0 || einsumAbove(x) != nil
-		case len(products) > 0:
-			return nil, &stop{sm, sm.Out[0], "no product with values follows the softmax"}, false
-		}
-		above := einsumAbove(x)
-		if above != nil {
-			return nil, &stop{above, x, whyNoProduct("before", above)}, true
-		}
-		return nil, &stop{sm, x, "no product of queries and keys leads to the softmax"}, pv != nil && !isProjection(f, pv)
+		st, attention := incomplete(f, sm, products, pv, through)
+		return nil, st, attention
 	}
 	if shape, ok := f.Shape(x); ok {
 		def := int64(-1)
@@ -118,7 +134,11 @@ func core(f *survey, sm *graph.Node) (b *Block, st *stop, attention bool) {
 	if len(blocks) == 0 {
 		return nil, first, true
 	}
-	return content(blocks), nil, true
+	b = content(blocks)
+	if b.loose() {
+		return nil, &stop{b.QK, b.QK.Out[0], "what is multiplied is not split into heads, and none of it comes from a projection in this graph"}, false
+	}
+	return b, nil, true
 }
 
 // content returns the block of the product of queries and keys where scores are a sum of several products with heads:
@@ -154,18 +174,6 @@ func (b *Block) stop(st *stop) {
 	}
 }
 
-func isProjection(f *survey, n *graph.Node) bool {
-	_, ok := projectionOf(f, n)
-	return ok
-}
-
-func whyNoProduct(where string, n *graph.Node) string {
-	if n.OpType == "Einsum" || n.OpType == "FusedMatMul" {
-		return fmt.Sprintf("the product %s the softmax is %s, which is not supported yet", where, opName(n))
-	}
-	return fmt.Sprintf("%s %s the softmax is not one the walk can follow heads through", n, where)
-}
-
 // betweenProducts are operators that may stand between the products, with the inputs that scores take.
 var betweenProducts = map[string]func(int) bool{
 	"Add": nil, "Sub": nil, "Mul": nil, "Div": nil, "Max": nil, "Min": nil, "Where": func(i int) bool { return i > 0 },
@@ -182,17 +190,6 @@ func productsAbove(f *survey, v *graph.Value) []*graph.Node {
 			if w, _, _, _ := constantBehind(f, n, 1); w == nil {
 				out = append(out, n)
 			}
-		}
-	})
-	return out
-}
-
-// einsumAbove finds an Einsum or a contrib product where a product of queries and keys could stand.
-func einsumAbove(v *graph.Value) *graph.Node {
-	var out *graph.Node
-	climb(v, func(n *graph.Node) {
-		if out == nil && (n.OpType == "Einsum" || n.OpType == "FusedMatMul") {
-			out = n
 		}
 	})
 	return out
@@ -255,15 +252,15 @@ func productBelow(v *graph.Value) (pv, through *graph.Node) {
 // describe follows the head axis from the two products to the projections.
 func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	b := &Block{QK: qk, Softmax: sm, PV: pv, Scale: math.NaN()}
-	q, qt, qs, st := follow(f, qk.In[0], "queries")
+	q, qt, qs, st := follow(f, qk.In[0], "queries", false)
 	if st != nil {
 		return nil, st
 	}
-	k, kt, ks, st := follow(f, qk.In[1], "keys")
+	k, kt, ks, st := follow(f, qk.In[1], "keys", true)
 	if st != nil {
 		return nil, st
 	}
-	v, vt, vs, st := follow(f, pv.In[1], "values")
+	v, vt, vs, st := follow(f, pv.In[1], "values", false)
 	if st != nil {
 		return nil, st
 	}
@@ -276,7 +273,8 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}
 	rows := 0
 	if r := len(qs.shape) - 2; qs.stored[r] > 1 {
-		rows, b.Fixed = qs.shape[r], stackedAlready
+		rows = qs.shape[r]
+		b.fix(stackedAlready)
 	}
 	qid, qcols, why := qt.heads(qs, batch, rows)
 	if why != "" {
@@ -304,7 +302,8 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}
 	rows = 0
 	if r := len(ps.shape) - 2; ps.stored[r] > 1 {
-		rows, b.Fixed = ps.shape[r], stackedAlready
+		rows = ps.shape[r]
+		b.fix(stackedAlready)
 	}
 	var pid []int
 	for _, id := range headSets(&tracer{labels: pl}, ps, vbatch, rows) {
@@ -335,8 +334,8 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 			b.stop(st)
 		}
 	}
-	if q.Projection.Node == k.Projection.Node && overlap(q, k) || q.Projection.Node == v.Projection.Node && overlap(q, v) || k.Projection.Node == v.Projection.Node && overlap(k, v) {
-		b.fix("queries, keys and values share columns of the projection %v", k.Projection.Node)
+	if overlap(q, k) || overlap(q, v) || overlap(k, v) {
+		b.fix("queries, keys and values share columns of the projection %q", k.Projection.Output.Name)
 	}
 	b.output(f, pid, vbatch, ps.shape[len(ps.shape)-2])
 	b.stop(b.caches(f, kt, vt))
@@ -368,9 +367,9 @@ func describe(f *survey, qk, sm, pv *graph.Node) (*Block, *stop) {
 	}
 	b.Rotary = rotary(kt, ks, kcols)
 	b.Scale = qs.scale * ks.scale * b.Scale
-	b.Kind = Self
-	if !sameStream(q.Projection.Input, k.Projection.Input) {
-		b.Kind = Cross
+	b.Kind = b.crossing(f)
+	if why := b.bareWhy(); why != "" {
+		b.apart, b.Fixed = b.Fixed, why
 	}
 	return b, nil
 }
@@ -397,7 +396,11 @@ func readers(qid, kid []int, heads int) ([]int, string) {
 	return of, ""
 }
 
+// overlap reports whether two paths begin at columns of the same projection.
 func overlap(a, b *Path) bool {
+	if a.Projection.Output != b.Projection.Output {
+		return false
+	}
 	in := make([]bool, a.Projection.Columns)
 	for _, cols := range a.Columns {
 		for _, c := range cols {
@@ -412,9 +415,12 @@ func overlap(a, b *Path) bool {
 // mixes looks at the statistics of normalisations on the path, which the plain walk does not follow: a norm of each head
 // by itself is fine, one that looks at several heads would change with them.
 func (p *Path) mixes(f *survey, what string) *stop {
+	if p.Bare != "" {
+		return nil
+	}
 	t, err := newTracer(f, p.Projection.Output, -1, true)
 	if err != nil {
-		return &stop{p.Projection.Node, p.Projection.Output, err.Error()}
+		return &stop{p.Projection.Output.Producer, p.Projection.Output, err.Error()}
 	}
 	normalised := slices.ContainsFunc(p.Nodes, func(n *graph.Node) bool { return strings.HasSuffix(n.OpType, "Normalization") })
 	p.PerHead = slices.DeleteFunc(p.PerHead, func(s Side) bool {
@@ -505,7 +511,13 @@ func name(blocks []*Block) {
 		if _, ok := named[layer[i]]; ok {
 			continue
 		}
-		name := scope("/", b.QK.Name, b.Softmax.Name, b.PV.Name, b.Query.Projection.Node.Name, b.Key.Projection.Node.Name, b.Value.Projection.Node.Name)
+		nodes := []string{b.QK.Name, b.Softmax.Name, b.PV.Name}
+		for _, p := range []*Path{b.Query, b.Key, b.Value} {
+			if p.Bare == "" {
+				nodes = append(nodes, p.Projection.Node.Name)
+			}
+		}
+		name := scope("/", nodes...)
 		if name == "" {
 			weights := []string{b.Query.Projection.Weight.Name, b.Key.Projection.Weight.Name, b.Value.Projection.Weight.Name}
 			if b.Output != nil {

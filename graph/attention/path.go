@@ -410,16 +410,16 @@ func (o *owners) measure(s *sample) []Extent {
 	return out
 }
 
-// follow describes the way from the only projection behind a product operand to that operand. Heads are read there by
-// headSets; want gives the batch shape of the product.
-func follow(f *survey, operand *graph.Value, what string) (*Path, *tracer, *sample, *stop) {
+// follow describes the way from the only projection behind a product operand to that operand, or from where the walk
+// back ends without one. Heads are read there by headSets. transposed says that the operand's channels are its rows.
+func follow(f *survey, operand *graph.Value, what string, transposed bool) (*Path, *tracer, *sample, *stop) {
 	found, stops := origins(f, operand)
 	switch {
 	case len(found) == 0:
 		if len(stops) == 0 {
 			return nil, nil, nil, &stop{operand.Producer, operand, what + " are constant"}
 		}
-		return nil, nil, nil, &stops[0]
+		return bare(f, operand, end(stops), transposed)
 	case len(found) > 1:
 		return nil, nil, nil, &stop{found[1].Node, found[1].Output, fmt.Sprintf("%s are the sum of several projections (%v and %v), as with separate adapters; not supported yet", what, found[0].Node, found[1].Node)}
 	}
@@ -442,6 +442,17 @@ func follow(f *survey, operand *graph.Value, what string) (*Path, *tracer, *samp
 		return nil, nil, nil, &stop{operand.Producer, operand, fmt.Sprintf("the operand of the product has %d axes, want at least 3", len(s.shape))}
 	}
 	return &Path{Projection: proj, Operand: operand, Nodes: t.nodes}, t, s, nil
+}
+
+// end returns the stop behind which new heads come: a node that cannot be followed, or the last of the caller's inputs
+// (those of earlier steps come first).
+func end(stops []stop) stop {
+	for _, st := range stops {
+		if st.node != nil {
+			return st
+		}
+	}
+	return stops[len(stops)-1]
 }
 
 // place fills in what depends on the heads: columns, the layout of every wire, the entry, the repetition, biases and
@@ -541,7 +552,7 @@ func (p *Path) direct(t *tracer, v *graph.Value) {
 		up(x)
 	}
 	for x := range before {
-		if n := x.Producer; n != p.Projection.Node && !movement[n.OpType] && !n.Is("Add") {
+		if n := x.Producer; x != p.Projection.Output && !movement[n.OpType] && !n.Is("Add") {
 			return
 		}
 	}

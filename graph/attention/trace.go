@@ -47,20 +47,30 @@ func newTracer(f *survey, start *graph.Value, axis int, mixing bool) (*tracer, e
 	if axis < 0 || axis >= len(shape) {
 		return nil, fmt.Errorf("%q has no axis %d", start.Name, axis)
 	}
-	key := appendInts(appendInts([]byte{'c'}, axis), shape...)
+	return axesTracer(f, start, shape, []int{axis}, mixing), nil
+}
+
+// axesTracer starts labels at start, of the given sampled shape: one for every place on the axes together, numbered in
+// row-major order.
+func axesTracer(f *survey, start *graph.Value, shape, axes []int, mixing bool) *tracer {
+	key := appendInts(appendInts([]byte{'c', byte(len(axes))}, axes...), shape...)
 	src := remember(f.sources, string(key), func() source {
 		s := &sample{shape: shape, stored: make([]int, len(shape)), scale: 1}
 		for i := range s.stored {
 			s.stored[i] = 1
 		}
-		s.stored[axis] = shape[axis]
-		s.data = make([]int32, shape[axis])
+		n := 1
+		for _, a := range axes {
+			s.stored[a] = shape[a]
+			n *= shape[a]
+		}
+		s.data = make([]int32, n)
 		for c := range s.data {
 			s.data[c] = int32(c) + 1
 		}
-		return source{s, newLabels(shape[axis])}
+		return source{s, newLabels(n)}
 	})
-	return &tracer{facts: f, source: start, labels: src.labels, mixing: mixing, memo: map[*graph.Value]*sample{start: src.sample}}, nil
+	return &tracer{facts: f, source: start, labels: src.labels, mixing: mixing, memo: map[*graph.Value]*sample{start: src.sample}}
 }
 
 // maxColumns bounds the columns of a projection, so that a hostile file cannot ask for a huge sample.
@@ -272,7 +282,7 @@ func moveReshape(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 // reshapeTarget samples the target of a Reshape whose input has the given size.
 func reshapeTarget(f *survey, n *graph.Node, in []int) ([]int, error) {
 	var target []graph.Dim
-	if k, ok := f.Known(n.Input(1)); ok && n.Input(1) != nil {
+	if k, ok := f.Known(n.Input(1)); ok && n.Input(1) != nil && k.Floats == nil {
 		target = k.Ints
 	} else if ints, ok := n.Ints("shape"); ok { // opset < 5
 		for _, d := range ints {
