@@ -17,6 +17,7 @@ import (
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/graph/unfuse"
 	"onnx-dha/ort"
+	"onnx-dha/rewrite"
 	"onnx-dha/verify"
 )
 
@@ -33,6 +34,7 @@ type Lab struct {
 	folder  string       // of the copies
 	shared  bool         // the copies lie beside the model and leave its weights where they are
 	copies  int
+	plain   bool // the model's weights are quantised; those of Blocks are floats
 }
 
 // sharedFrom is the size in bytes from which copies of a model are not to hold its weights.
@@ -49,12 +51,13 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 		l.Close()
 		return nil, err
 	}
-	report, err := find(m)
+	report, plain, err := find(m)
 	if err != nil {
 		l.Close()
 		return nil, err
 	}
-	l.Blocks, l.Facts = report.Blocks, report.Facts
+	l.Blocks, l.Facts, l.plain = report.Blocks, report.Facts, plain
+	l.screen()
 	for _, b := range l.Blocks {
 		var w *fusion.Weights
 		if b.Fixed == "" {
@@ -84,7 +87,7 @@ func (l *Lab) load() (*graph.Model, *attention.Report, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := find(m)
+	r, _, err := find(m)
 	if err == nil && len(r.Blocks) != len(l.Blocks) {
 		err = fmt.Errorf("%s changed while it was calibrated: %d attention blocks, then %d", l.Path, len(l.Blocks), len(r.Blocks))
 	}
@@ -92,16 +95,25 @@ func (l *Lab) load() (*graph.Model, *attention.Report, error) {
 		m.Close()
 		return nil, nil, err
 	}
+	for i, b := range l.Blocks {
+		r.Blocks[i].Fixed = b.Fixed
+	}
 	return m, r, nil
 }
 
-// find expands fused operators, whose insides are to be measured, and finds the blocks. What the expansions are called is
-// the same in every copy.
-func find(m *graph.Model) (*attention.Report, error) {
+// find expands fused operators, whose insides are to be measured, and finds the blocks, with weights as floats; floats
+// tells that they were quantised. What the expansions are called is the same in every copy.
+func find(m *graph.Model) (r *attention.Report, floats bool, err error) {
 	if _, _, err := unfuse.Expand(m, nil); err != nil {
-		return nil, fmt.Errorf("%s: %w", m.Path, err)
+		return nil, false, fmt.Errorf("%s: %w", m.Path, err)
 	}
-	r := attention.Find(m)
+	r = attention.Find(m)
+	if floats, err = plain(m, r.Blocks); err != nil {
+		return nil, false, err
+	}
+	if floats {
+		r = attention.Find(m)
+	}
 	for _, b := range r.Blocks {
 		if b.Key.Bare != "" && b.Fixed == "" {
 			b.Fixed = "its keys and values are projected in another graph than its queries, so that nothing can be measured"
@@ -110,7 +122,34 @@ func find(m *graph.Model) (*attention.Report, error) {
 			b.Fixed = fmt.Sprintf("it lies in %s, where nothing can be measured: learn on the model that was put there, whose configuration fits this one too", b.Body)
 		}
 	}
-	return r, nil
+	return r, floats, nil
+}
+
+// screen marks the blocks that a rewrite refuses, so that nothing is learned that could not be applied.
+func (l *Lab) screen() {
+	refused := func(blocks ...int) error {
+		m, r, err := l.load()
+		if err != nil {
+			return nil // it was just opened, and will be again
+		}
+		defer m.Close()
+		plan := &fusion.Plan{Lowering: fusion.Auto}
+		for _, i := range blocks {
+			b := r.Blocks[i]
+			plan.Blocks = append(plan.Blocks, fusion.BlockPlan{Block: b, Key: fusion.Adjacent(b.KVHeads, 1), Value: fusion.Adjacent(b.ValueHeads, 1)})
+		}
+		_, err = rewrite.Apply(m, plan)
+		return err
+	}
+	open := l.Open()
+	if len(open) == 0 || refused(open...) == nil {
+		return
+	}
+	for _, i := range open {
+		if err := refused(i); err != nil {
+			l.Blocks[i].Fixed = err.Error()
+		}
+	}
 }
 
 // Close removes the copies and closes the model.

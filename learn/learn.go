@@ -126,6 +126,7 @@ type run struct {
 	few     []Batch // that the search uses
 	state   *state
 	resumed bool
+	rows    bool // what is kept in the state are rows of a comparison, not layers
 
 	done, total int
 	what        string
@@ -169,23 +170,31 @@ func (r *run) open(train []Batch) error {
 		Options:    fusion.SolveOptions{Groups: r.q.Groups, Nested: r.q.Nested, Coupled: r.q.Layout == fusion.CoupledLayout || r.q.Layout == fusion.UniformLayout},
 		Importance: r.q.Importance,
 	}
-	request := ""
-	if r.q.State != "" {
-		fingerprint, err := fusion.Fingerprint(r.lab.Blocks)
-		if err != nil {
-			return err
-		}
-		q := r.q
-		request = digest(fingerprint, q.Strategy.Name, q.Layout, q.Groups, q.Nested, q.KV, q.Key, q.Value, q.MaxKL, q.Trials, q.NoRefit, q.Seed, q.Importance, digestSamples(q.Train))
-	}
-	r.state = &state{Version: stateVersion, Request: request, Measured: map[string]float64{}}
-	if r.q.State != "" && r.q.Resume {
-		var err error
-		if r.state, r.resumed, err = loadState(r.q.State, request); err != nil {
+	if !r.rows {
+		if err := r.restore(); err != nil {
 			return err
 		}
 	}
 	return r.seq.Start()
+}
+
+// restore takes over the state that the request wants to go on from, or starts one.
+func (r *run) restore(parts ...any) (err error) {
+	q := r.q
+	r.state = newState("")
+	if q.State == "" {
+		return nil
+	}
+	fingerprint, err := r.lab.fingerprint()
+	if err != nil {
+		return err
+	}
+	r.state.Request = digest(append(parts, fingerprint, q.Strategy.Name, q.Layout, q.Groups, q.Nested, q.KV, q.Key, q.Value, q.MaxKL,
+		q.Trials, q.NoRefit, q.Seed, q.Importance, digestSamples(q.Train))...)
+	if q.Resume {
+		r.state, r.resumed, err = loadState(q.State, r.state.Request)
+	}
+	return err
 }
 
 func digestSamples(samples []data.Sample) string {
@@ -309,6 +318,9 @@ func (r *run) finish(ctx context.Context, choices []fusion.Choice, train []Batch
 		r.state.Choices, r.state.Layers = choices, nil
 	}
 	return r.seq.Run(ctx, choices, keep, func(n int, l *Layer) error {
+		if r.rows {
+			return nil
+		}
 		r.state.Layers = append(r.state.Layers[:n], saveLayer(l))
 		return r.save()
 	})
@@ -316,7 +328,7 @@ func (r *run) finish(ctx context.Context, choices []fusion.Choice, train []Batch
 
 // Config writes what was learned as a configuration, with the weights to go beside it. weights is the name of their file.
 func (l *Lab) Config(res *Result, strategy fusion.Strategy, weights string, about ...string) (*fusion.Config, map[string]*fusion.Learned, error) {
-	fingerprint, err := fusion.Fingerprint(l.Blocks)
+	fingerprint, err := l.fingerprint()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
+	"onnx-dha/graph/quant"
 )
 
 // Apply rewrites the blocks of a plan in m: their keys and values are projected, cached and multiplied with fewer heads.
@@ -45,6 +46,13 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 		v.Graph.RemoveWeight(v)
 	}
 	redeclare(m.Graph, facts)
+	if e.upgrade > 0 {
+		from := m.Opset("")
+		if err := upgradeTo(m, e.upgrade); err != nil {
+			return nil, err
+		}
+		e.note(fmt.Sprintf("the model imports opset %d of ai.onnx now, before %d", e.upgrade, from))
+	}
 	res.Requantised = e.requantised
 	if err := m.Check(); err != nil {
 		return nil, err
@@ -267,9 +275,21 @@ func cacheName(c *attention.Cache) string {
 	return c.Present.Name
 }
 
-// Parameters counts the elements of all floating-point constants with more than one element.
+// Parameters counts the elements of all floating-point constants with more than one element, and the numbers that the
+// codes of quantised weights stand for.
 func Parameters(g *graph.Graph) int64 {
 	var n int64
+	coded := map[*graph.Value]bool{} // what holds quantised weights, which count as the numbers that they stand for
+	g.All(func(nd *graph.Node) bool {
+		numbers, codes, rest := quant.Weights(nd)
+		if codes != nil && !coded[codes] && numbers > 1 {
+			n += numbers
+		}
+		for _, v := range append(rest, codes) {
+			coded[v] = true
+		}
+		return true
+	})
 	count := func(t *graph.Tensor) {
 		if t != nil && t.Len() > 1 {
 			if _, ok := codecs[t.DType()]; ok {
@@ -279,12 +299,14 @@ func Parameters(g *graph.Graph) int64 {
 	}
 	weights := func(g *graph.Graph) {
 		for _, v := range g.Inits {
-			count(v.Init)
+			if !coded[v] {
+				count(v.Init)
+			}
 		}
 	}
 	weights(g)
 	g.All(func(nd *graph.Node) bool {
-		if nd.Is("Constant") {
+		if nd.Is("Constant") && !coded[nd.Out[0]] {
 			count(nd.ConstantTensor())
 		}
 		for _, bodies := range nd.Subgraphs {

@@ -141,9 +141,9 @@ func (e *editor) recode(p *attention.Projection, axis int, r, all rows) (*quant.
 		switch {
 		case t.Recipe == "" || c.All != nil && c.All.Recipe == "":
 		case c.All != nil:
-			code.Constants[i].Recipe = fmt.Sprintf("codes %d %d %d %s of %s", i, c.Axis, c.Unit, t.Recipe, c.All.Recipe)
+			code.Constants[i].Recipe = fmt.Sprintf("%s %d %d %d %s of %s", p.Weight.Name, i, c.Axis, c.Unit, t.Recipe, c.All.Recipe)
 		default:
-			code.Constants[i].Recipe = fmt.Sprintf("codes %d %d %d %s", i, c.Axis, c.Unit, t.Recipe)
+			code.Constants[i].Recipe = fmt.Sprintf("%s %d %d %d %s", p.Weight.Name, i, c.Axis, c.Unit, t.Recipe)
 		}
 	}
 	e.requantised = append(e.requantised, Requantised{Block: e.of.Name, Part: part(p, e.of), Weight: p.Weight.Name, Scheme: p.Code.String(), code: code})

@@ -16,7 +16,7 @@ type Result struct {
 	Requantised []Requantised
 	// Notes are limits of the rewritten model that callers should know.
 	Notes []string
-	// Elements of all floating-point weights of the model before and after.
+	// Elements of all weights of the model before and after (see Parameters).
 	ParamsBefore, ParamsAfter int64
 	NodesBefore, NodesAfter   int
 }

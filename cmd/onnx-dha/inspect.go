@@ -87,6 +87,7 @@ type weightPlace struct {
 	Shape  []int64 `json:"shape"`
 	Packed bool    `json:"packed"` // shared with another projection of the block
 	Bias   bool    `json:"bias"`
+	Scheme string  `json:"scheme,omitempty"` // how a quantised weight is stored
 }
 
 type unsupported struct {
@@ -169,7 +170,7 @@ func describeBlock(b *attention.Block, facts *graph.Facts) blockDescription {
 		d.Scale = &b.Scale
 	}
 	if b.Output != nil {
-		o := tensorPlace(b.Output.Weight)
+		o := placeOf(b.Output.Projection)
 		o.Bias = b.Output.GemmBias != nil
 		d.Output = &o
 	}
@@ -196,7 +197,7 @@ func describeCache(c *attention.Cache) *cacheNames {
 }
 
 func describeWeight(p *attention.Path, others ...*attention.Path) weightPlace {
-	w := tensorPlace(p.Projection.Weight)
+	w := placeOf(p.Projection)
 	w.Bias = p.Projection.GemmBias != nil || len(p.Biases) > 0
 	for _, o := range others {
 		w.Packed = w.Packed || o.Projection.Weight == p.Projection.Weight
@@ -204,11 +205,15 @@ func describeWeight(p *attention.Path, others ...*attention.Path) weightPlace {
 	return w
 }
 
-func tensorPlace(v *graph.Value) weightPlace {
-	w := weightPlace{Tensor: v.Name, Shape: []int64{}}
-	if t := v.Const(); t != nil {
+// placeOf describes the weight of a projection: of a quantised one the type of its codes and the shape of the matrix.
+func placeOf(p *attention.Projection) weightPlace {
+	w := weightPlace{Tensor: p.Weight.Name, Shape: []int64{}}
+	if t := p.Weight.Const(); t != nil {
 		w.Type = strings.ToLower(t.DType().String())
 		w.Shape = append(w.Shape, t.Dims()...)
+	}
+	if p.Code != nil {
+		w.Scheme, w.Shape = p.Code.String(), p.Tensor.Dims()
 	}
 	return w
 }
@@ -240,6 +245,7 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		fmt.Fprint(w, "\n", render(t))
 	}
 	d.printFused(w)
+	d.printQuantised(w)
 	d.printShared(w, "in", func(b *blockDescription) string { return strings.Join(b.Bodies, " and ") })
 	d.printShared(w, "cannot be rewritten", func(b *blockDescription) string { return b.Fixed })
 	if len(d.Unsupported) > 0 {

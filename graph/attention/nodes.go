@@ -21,10 +21,12 @@ func (b *Block) Nodes() map[*graph.Node]bool {
 		add(p.Nodes...)
 		add(p.Tails...)
 		add(p.Projection.Node, p.Projection.Reader)
+		add(p.Projection.Nodes...)
 	}
 	if o := b.Output; o != nil {
 		add(o.Nodes...)
 		add(o.Node, o.Reader)
+		add(o.Projection.Nodes...)
 	}
 	return nodes
 }

@@ -42,10 +42,10 @@ func Plain(m *graph.Model, only func(*graph.Node) bool) error {
 		}
 		switch {
 		case product != nil:
-			w := constant(product.Decode(product.Stored[codes].Value().Name+"/plain"), product.Output)
-			y := p.Op("MatMul", n.Name+"/plain", []*graph.Value{product.Input, w})
+			w := constant(product.Decode(product.Stored[codes].Value().Name+"_plain"), product.Output)
+			y := p.Op("MatMul", n.Name+"_plain", []*graph.Value{product.Input, w})
 			if product.Bias != nil {
-				y = p.Op("Add", n.Name+"/plain_bias", []*graph.Value{y, product.Bias})
+				y = p.Op("Add", n.Name+"_plain_bias", []*graph.Value{y, product.Bias})
 			}
 			p.Replace(product.Output, y)
 		case n.OpType == "DequantizeLinear" && !n.Out[0].IsOutput():
