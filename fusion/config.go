@@ -32,7 +32,7 @@ var Lowerings = []Lowering{Auto, Grouped, Expand, GQA, OpAttention, StaticCache}
 
 // Available reports whether this version can apply the lowering.
 func (l Lowering) Available() bool {
-	return l == Auto || l == Grouped || l == Expand || l == StaticCache || l == GQA
+	return l == Auto || l == Grouped || l == Expand || l == StaticCache || l == GQA || l == OpAttention
 }
 
 // Config is a dha.yaml: what happens to the key and value heads of each attention block, and how far the result may

@@ -418,11 +418,7 @@ func (c *core) contextFrom(out *graph.Value, name string) {
 	e, b := c.e, c.b
 	x := e.p.Op("Reshape", name+"/heads", []*graph.Value{out, e.p.Ints(name+"/heads_shape", 0, 0, int64(b.Heads), -1)})
 	if !identity(c.order) && !c.reorderOutput(c.order) {
-		back := make([]int, len(c.order))
-		for i, h := range c.order {
-			back[h] = i
-		}
-		x = e.p.Op("Gather", name+"/ungroup", []*graph.Value{x, e.p.Ints(name+"/ungroup_index", ints(back)...)}, graph.IntAttr("axis", 2))
+		x = e.p.Op("Gather", name+"/ungroup", []*graph.Value{x, e.p.Ints(name+"/ungroup_index", ints(inverse(c.order))...)}, graph.IntAttr("axis", 2))
 	}
 	pv := b.PV.Out[0]
 	if users := pv.Users(); len(users) == 1 && users[0].Node.Is("Transpose") && !pv.IsOutput() {

@@ -46,6 +46,7 @@ func init() {
 		fusion.StaticCache: {holds, true, true, false, (*core).inPlace},
 		fusion.Expand:      {holds, false, false, false, (*core).expand},
 		fusion.GQA:         {(*core).misfitGQA, true, true, true, (*core).gqa},
+		fusion.OpAttention: {(*core).misfitAttention, true, true, true, (*core).standard},
 	}
 }
 
@@ -72,6 +73,7 @@ var targets = map[fusion.Runtime][]preference{
 		{fusion.Grouped, "operators that all of its backends have"},
 	},
 	fusion.TargetPortable: {
+		{fusion.OpAttention, "an operator of the standard, which runtimes may fuse"},
 		{fusion.Grouped, "plain ai.onnx operators of the model's own opset"},
 	},
 }
@@ -104,6 +106,9 @@ func (c *core) choose(asked fusion.Lowering, target fusion.Runtime) (form fusion
 	var passed []string
 	for _, p := range prefer {
 		misfit := lowerings[p.form].misfit(c)
+		if p.form == fusion.OpAttention {
+			misfit = c.currentAttention() // an upgrade has to be asked for
+		}
 		if misfit == "" {
 			return p.form, strings.Join(append(passed, fmt.Sprintf("%s: %s", target, p.why)), "; "), nil
 		}

@@ -115,6 +115,15 @@ func natural(n int) []int {
 	return s
 }
 
+// inverse undoes a permutation.
+func inverse(s []int) []int {
+	out := make([]int, len(s))
+	for i, x := range s {
+		out[x] = i
+	}
+	return out
+}
+
 func identity(s []int) bool { return slices.Equal(s, natural(len(s))) }
 
 func ints(s []int) []int64 {

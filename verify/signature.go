@@ -30,8 +30,8 @@ type Signature struct {
 	// lengths is set when an operator of the model counts the tokens of a mask and takes them for the first positions, so
 	// that padding in front of a sequence means nothing to it.
 	lengths bool
-	// causal is set when an operator of the model leaves later positions out by itself, even where a mask hides all earlier
-	// ones: what it gives for padding is not what a mask alone would give.
+	// causal is set when an operator of the model has a way of its own with rows whose positions are all hidden, so that what
+	// it gives for padding is not what a sum of scores and mask would give.
 	causal bool
 }
 
@@ -152,6 +152,7 @@ func Describe(m *graph.Model) (*Signature, error) {
 			s.causal = true
 			s.lengths = s.lengths || n.Input(10) == nil // without a bias that marks padding
 		}
+		s.causal = s.causal || n.Is("Attention")
 		return true
 	})
 	return s, nil
