@@ -11,32 +11,38 @@ import (
 // inputs of the graph. Heads that share weights have equal ones there (the tied reference of a rewrite), so that one
 // graph serves every configuration. What no such weight changes is computed once for both.
 
+// constant is an operand with what it reads, which need not be an initializer: constants may be cut out of others by nodes.
+type constant struct {
+	operand
+	tensor *graph.Tensor
+}
+
 // operands lists the inputs through which a block reads its projections' weights and biases.
-func operands(b *attention.Block) []operand {
-	var out []operand
+func operands(b *attention.Block) []constant {
+	var out []constant
 	seen := map[operand]bool{}
-	add := func(n *graph.Node, input int) {
+	add := func(n *graph.Node, input int, t *graph.Tensor) {
 		if o := (operand{n, input}); !seen[o] {
 			seen[o] = true
-			out = append(out, o)
+			out = append(out, constant{o, t})
 		}
 	}
 	projection := func(p *attention.Projection) {
-		add(p.Reader, p.Operand)
-		if p.GemmBias != nil {
-			add(p.Node, 2)
+		add(p.Reader, p.Operand, p.Tensor)
+		if p.BiasTensor != nil {
+			add(p.Node, p.BiasInput, p.BiasTensor)
 		}
 	}
 	for _, p := range []*attention.Path{b.Query, b.Key, b.Value} {
 		projection(p.Projection)
 		for _, s := range p.Biases {
-			add(s.Node, s.Input)
+			add(s.Node, s.Input, s.Tensor)
 		}
 	}
 	if b.Output != nil {
 		projection(b.Output.Projection)
 		if s := b.Output.Bias; s != nil {
-			add(s.Node, s.Input)
+			add(s.Node, s.Input, s.Tensor)
 		}
 	}
 	return out
@@ -73,12 +79,11 @@ func (b *bench) fork(n int) {
 			continue
 		}
 		for _, o := range operands(block) {
-			t := o.node.In[o.input].Const()
-			dims := make([]any, len(t.Dims()))
-			for i, d := range t.Dims() {
+			dims := make([]any, len(o.tensor.Dims()))
+			for i, d := range o.tensor.Dims() {
 				dims[i] = d
 			}
-			b.slots[o] = b.input(slotName(o), t.DType(), dims...)
+			b.slots[o.operand] = b.input(slotName(o.operand), o.tensor.DType(), dims...)
 			for _, out := range o.node.Out {
 				if out != nil && !b.depend[out] {
 					b.depend[out] = true

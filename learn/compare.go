@@ -14,7 +14,8 @@ import (
 type Comparison struct {
 	Strategies []fusion.Strategy
 	Shares     []float64 // of the cache's bytes that may stay, 0 < share ≤ 1
-	// Request has what all rows have in common. Its strategy, its aim and its state are not read.
+	// Request has what all rows have in common. Its strategy and its aim are not read. Its state keeps the rows that are
+	// finished and what was measured for the others; other strategies and shares of the same comparison go on from it.
 	Request
 }
 
@@ -57,12 +58,15 @@ func (l *Lab) Compare(ctx context.Context, q Comparison) ([]Row, error) {
 		return nil, unfit("held-out samples: %w", err)
 	}
 	common := q.Request
-	common.State, common.Resume, common.Progress = "", false, nil
-	c := &comparing{q: q, run: &run{lab: l, q: common}, train: train, held: held}
+	common.Strategy, common.KV, common.Key, common.Value, common.MaxKL, common.Progress = fusion.Strategy{}, 0, 0, 0, 0, nil
+	c := &comparing{q: q, run: &run{lab: l, q: common, rows: true}, train: train, held: held}
 	if err := c.run.open(train); err != nil {
 		return nil, err
 	}
 	defer c.run.close()
+	if err := c.restore("comparison", digestSamples(q.HeldOut)); err != nil {
+		return nil, err
+	}
 	return c.rows(ctx)
 }
 
@@ -158,16 +162,24 @@ func (c *comparing) strategy(ctx context.Context, s fusion.Strategy) ([]Row, err
 	c.run.q.Strategy = s
 	c.seq.Strategy, c.seq.Refit, c.seq.Joint = s, c.refits(s), c.refits(s)
 	c.searching()
-	c.state = &state{Measured: map[string]float64{}}
 	c.search = c.newSearch()
+	c.search.prefix = s.Name + ": "
 	var failed error
-	if slices.ContainsFunc(c.q.Shares, func(share float64) bool { return c.only(share) == nil }) {
+	if slices.ContainsFunc(c.q.Shares, func(share float64) bool {
+		_, done := c.state.Rows[rowKey(s, share)]
+		return !done && c.only(share) == nil
+	}) {
 		failed = c.search.measure(ctx)
 	}
 	tables := time.Since(start)
 	var rows []Row
 	for _, share := range c.q.Shares {
 		r := Row{Strategy: s.Name, Share: share, Refused: failed}
+		if x, done := c.state.Rows[rowKey(s, share)]; done {
+			r.Choices, r.Quality, r.Bytes, r.Notes, r.Elapsed, r.Refused = x.Choices, x.Quality, x.Bytes, x.Notes, x.Elapsed, nil
+			rows = append(rows, r)
+			continue
+		}
 		if failed == nil {
 			r.Refused = c.row(ctx, &r)
 		}
@@ -180,9 +192,15 @@ func (c *comparing) strategy(ctx context.Context, s fusion.Strategy) ([]Row, err
 		}
 		r.Elapsed += tables
 		rows = append(rows, r)
+		c.state.Rows[rowKey(s, share)] = savedRow{r.Choices, r.Quality, r.Bytes, r.Notes, r.Elapsed}
+		if err := c.save(); err != nil {
+			return nil, err
+		}
 	}
 	return rows, nil
 }
+
+func rowKey(s fusion.Strategy, share float64) string { return fmt.Sprintf("%s at %v", s.Name, share) }
 
 // row chooses the numbers of heads for the share of r, compresses the model and measures it.
 func (c *comparing) row(ctx context.Context, r *Row) (err error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,6 +66,55 @@ func TestCompareIsLearn(t *testing.T) {
 		if row.Elapsed <= 0 {
 			t.Errorf("%s at %g took %v", row.Strategy, share, row.Elapsed)
 		}
+	}
+}
+
+// TestCompareResume: a comparison that is stopped and resumed, with a strategy more, ends like one in one piece.
+func TestCompareResume(t *testing.T) {
+	runtime(t)
+	l, _ := familyLab(t, "llama", testmodels.Options{Cache: true})
+	state := filepath.Join(t.TempDir(), "state")
+	q := Comparison{Shares: []float64{0.5, 0.25}, Strategies: fusion.Strategies[:2], Request: Request{Train: tokens(6, 12, 64, 1), HeldOut: tokens(3, 12, 64, 2)}}
+	whole, err := l.Compare(context.Background(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(stop int) (rows []Row, steps int, err error) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		q.Progress = func(int, int, string) {
+			if steps++; steps == stop {
+				cancel()
+			}
+		}
+		rows, err = l.Compare(ctx, q)
+		return rows, steps, err
+	}
+	q.State = state
+	_, all, err := run(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(state)
+	q.Strategies = fusion.Strategies[:1]
+	if _, _, err := run(all / 3); !errors.Is(err, context.Canceled) {
+		t.Fatalf("stopped: %v", err)
+	}
+	q.Strategies, q.Resume = fusion.Strategies[:2], true
+	rows, steps, err := run(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if steps >= all {
+		t.Errorf("%d runs of the model after resuming, %d in one piece", steps, all)
+	}
+	for i, r := range rows {
+		if r.Strategy != whole[i].Strategy || !slices.Equal(r.Choices, whole[i].Choices) || r.Bytes != whole[i].Bytes || math.Abs(r.Quality.KL-whole[i].Quality.KL) > 1e-6 {
+			t.Errorf("row %d: %+v, in one piece %+v", i, r, whole[i])
+		}
+	}
+	if _, again, err := run(-1); err != nil || again > 10 {
+		t.Errorf("a finished comparison runs the model %d times, %v", again, err)
 	}
 }
 

@@ -67,18 +67,27 @@ type RemovedHeads struct {
 // Removal says which heads Importance removes to see what they are for.
 type Removal string
 
-// Removals: every query head, key head, value head and layer; all but query heads; layers only; none. Each takes a pass
-// over the data.
+// Removals: every query head, key head, value head and layer; query heads only; all but query heads; layers only; none.
+// Each head takes a pass over the data.
 const (
-	RemoveHeads  Removal = "heads"
-	RemoveKV     Removal = "kv"
-	RemoveLayers Removal = "layers"
-	RemoveNone   Removal = "none"
+	RemoveHeads   Removal = "heads"
+	RemoveQueries Removal = "queries"
+	RemoveKV      Removal = "kv"
+	RemoveLayers  Removal = "layers"
+	RemoveNone    Removal = "none"
 )
+
+// removes says which kinds of heads each removal takes away.
+var removes = map[Removal][]HeadKind{
+	RemoveHeads:   {QueryHead, KeyHead, ValueHead, WholeLayer},
+	RemoveQueries: {QueryHead},
+	RemoveKV:      {KeyHead, ValueHead, WholeLayer},
+	RemoveLayers:  {WholeLayer},
+}
 
 // Removals lists the removals.
 func Removals() []string {
-	return []string{string(RemoveHeads), string(RemoveKV), string(RemoveLayers), string(RemoveNone)}
+	return []string{string(RemoveHeads), string(RemoveQueries), string(RemoveKV), string(RemoveLayers), string(RemoveNone)}
 }
 
 // Importance measures all heads on batches. progress, when not nil, is told after each run how many are done.
@@ -242,8 +251,7 @@ func (l *Lab) removals(imp *Importance, r Removal) (sets []removal, index map[*H
 		}
 		first := len(sets)
 		imp.Blocks[i].Each(func(kind HeadKind, _ int, h *Head) {
-			skip := r == RemoveNone || r == RemoveLayers && kind != WholeLayer || r == RemoveKV && kind == QueryHead
-			if skip || len(h.QueryHeads) == 0 {
+			if !slices.Contains(removes[r], kind) || len(h.QueryHeads) == 0 {
 				return
 			}
 			at := slices.IndexFunc(sets[first:], func(s removal) bool { return slices.Equal(s.heads, h.QueryHeads) })

@@ -393,6 +393,56 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// TestImportanceInTheSearch: the shared heads of a layer turn to the query head that counts most, measured or given.
+func TestImportanceInTheSearch(t *testing.T) {
+	runtime(t)
+	l, _ := familyLab(t, "llama", testmodels.Options{Cache: true})
+	q := Request{Strategy: optimal(t), Key: 1, Value: 1, NoRefit: true, Train: tokens(12, 16, 64, 1), HeldOut: tokens(4, 16, 64, 2)}
+	plain, err := l.Learn(context.Background(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for h := range 4 {
+		q.Importance = [][]float64{{1, 1, 1, 1}, {1, 1, 1, 1}}
+		q.Importance[0][h] = 1e3
+		r, err := l.Learn(context.Background(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, p := range map[string][2]fusion.Fusion{"key": {plain.Layers[0].Plan.Key, r.Layers[0].Plan.Key}, "value": {plain.Layers[0].Plan.Value, r.Layers[0].Plan.Value}} {
+			before, after := p[0].Weights[0][h], p[1].Weights[0][h]
+			if !(after > before && after > 0.9) {
+				t.Errorf("head %d counts most, and its share of the %s goes from %g to %g", h, what, before, after)
+			}
+		}
+	}
+	batches, err := l.Batches(q.Train, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imp := importance(t, l, batches, RemoveQueries)
+	w, err := l.HeadWeights(imp, "effect")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range imp.Blocks {
+		if b.Keys[0].Removed != nil || b.Layer.Removed != nil {
+			t.Error("more than query heads was removed")
+		}
+		for h := range w[i] {
+			for g := range w[i] {
+				if more := b.Queries[h].Removed.Effect > b.Queries[g].Removed.Effect; more && w[i][h] < w[i][g] || w[i][h] < leastImportance {
+					t.Errorf("block %d: weights %v", i, w[i])
+				}
+			}
+		}
+	}
+	imp.Blocks[1].Block = "elsewhere"
+	if _, err := l.HeadWeights(imp, "effect"); err == nil || !strings.Contains(err.Error(), `importance of block "elsewhere" with 4 query heads; block 1 of `) {
+		t.Error(err)
+	}
+}
+
 // TestResume: a run that is stopped and resumed ends like one in one piece.
 func TestResume(t *testing.T) {
 	runtime(t)
@@ -451,7 +501,7 @@ func TestResume(t *testing.T) {
 	if err := os.WriteFile(state, []byte("something else"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Learn(context.Background(), q); err == nil || !strings.Contains(err.Error(), "is no state of this version") {
+	if _, err := l.Learn(context.Background(), q); err == nil || !strings.Contains(err.Error(), "is no state that this version") {
 		t.Errorf("a file that is no state: %v", err)
 	}
 }

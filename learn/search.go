@@ -19,6 +19,7 @@ type search struct {
 	memo   map[string]float64           // what was measured before, by description; kept in the state for resuming
 	saved  func() error                 // after every measurement
 	note   func(what string)
+	prefix string // of the descriptions
 
 	tables    []fusion.Table
 	incumbent []*Layer
@@ -41,6 +42,7 @@ func counts(n int) []int {
 
 // measured returns f(), which is kept under its description.
 func (s *search) measured(what string, f func() (float64, error)) (float64, error) {
+	what = s.prefix + what
 	if x, ok := s.memo[what]; ok {
 		return x, nil
 	}

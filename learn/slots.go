@@ -22,7 +22,7 @@ func (l *Lab) slots(plans map[int]*fusion.BlockPlan) (map[int]Slots, error) {
 	defer m.Close()
 	blocks := report.Blocks
 	plan := &fusion.Plan{}
-	inputs := map[int][]operand{}
+	inputs := map[int][]constant{}
 	var order []int
 	for i := range plans {
 		order = append(order, i)
@@ -44,14 +44,14 @@ func (l *Lab) slots(plans map[int]*fusion.BlockPlan) (map[int]Slots, error) {
 		out[i] = Slots{}
 		for _, o := range inputs[i] {
 			t := o.node.In[o.input].Const()
-			if t == nil {
-				return nil, fmt.Errorf("block %q: input %d of %v is no constant", blocks[i].Name, o.input, o.node)
+			if t == nil { // it is cut out of a constant, and the plan leaves it as it was
+				t = o.tensor
 			}
 			raw, err := t.Bytes()
 			if err != nil {
 				return nil, fmt.Errorf("block %q: %w", blocks[i].Name, err)
 			}
-			out[i][slotName(o)] = &ort.Tensor{DType: t.DType(), Shape: slices.Clone(t.Dims()), Raw: slices.Clone(raw)}
+			out[i][slotName(o.operand)] = &ort.Tensor{DType: t.DType(), Shape: slices.Clone(t.Dims()), Raw: slices.Clone(raw)}
 		}
 	}
 	return out, nil

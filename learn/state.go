@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"gonum.org/v1/gonum/mat"
 
@@ -24,6 +25,16 @@ type state struct {
 	Measured map[string]float64
 	Choices  []fusion.Choice // of the layers below
 	Layers   []savedLayer
+	Rows     map[string]savedRow // of a comparison, by strategy and share
+}
+
+// savedRow is a finished row of a comparison.
+type savedRow struct {
+	Choices []fusion.Choice
+	Quality Quality
+	Bytes   int64
+	Notes   []string
+	Elapsed time.Duration
 }
 
 // savedLayer is one finished layer.
@@ -41,7 +52,7 @@ type savedWeights struct {
 	Biases   map[string][]float64
 }
 
-const stateVersion = 1
+const stateVersion = 2
 
 func saveWeights(l *fusion.Learned) *savedWeights {
 	if l == nil {
@@ -97,9 +108,13 @@ func digest(parts ...any) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+func newState(request string) *state {
+	return &state{Version: stateVersion, Request: request, Measured: map[string]float64{}, Rows: map[string]savedRow{}}
+}
+
 // loadState reads the state at path for a request. A state of another request, or none, gives an empty one and false.
 func loadState(path, request string) (s *state, resumed bool, err error) {
-	s = &state{Version: stateVersion, Request: request, Measured: map[string]float64{}}
+	s = newState(request)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, false, nil
@@ -109,10 +124,17 @@ func loadState(path, request string) (s *state, resumed bool, err error) {
 	}
 	var have state
 	if err := gob.NewDecoder(bytes.NewReader(data)).Decode(&have); err != nil || have.Version != stateVersion {
-		return nil, false, fmt.Errorf("%s is no state of this version of learn; remove it, or start without --resume", path)
+		return nil, false, fmt.Errorf("%s is no state that this version can go on from; remove it, or start without --resume", path)
 	}
-	if have.Request != request || have.Measured == nil {
+	if have.Request != request {
 		return s, false, nil
+	}
+	// gob leaves empty maps out
+	if have.Measured == nil {
+		have.Measured = s.Measured
+	}
+	if have.Rows == nil {
+		have.Rows = s.Rows
 	}
 	return &have, true, nil
 }
