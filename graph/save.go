@@ -25,9 +25,11 @@ type SaveOptions struct {
 	//	"share"   only initializers that are new in a new data file; the others stay where they are, in the original's
 	//	          files, which must lie in the folder of the output or below
 	//
-	// The data file has the name of the output with ".data" behind it. Protobuf files hold at most 2 GiB: a model that
+	// The data file has the name of the output with Suffix behind it. Protobuf files hold at most 2 GiB: a model that
 	// would be over that is written as with "file".
 	External string
+	// Suffix is ".data" when it is empty.
+	Suffix string
 }
 
 // Save writes the model to a file, and a data file beside it when the options or the size ask for one. Both appear
@@ -42,6 +44,9 @@ func (m *Model) Save(path string, opt SaveOptions) error {
 		return fmt.Errorf("output %s is a folder", path)
 	}
 	s := newSaver(m, path)
+	if opt.Suffix != "" {
+		s.data = path + opt.Suffix
+	}
 	if err := s.refuseInputs(path, "the input model"); err != nil {
 		return err
 	}

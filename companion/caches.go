@@ -1,0 +1,126 @@
+// Package companion writes the files that stand beside a model for the runtimes that people run it in: what a rewrite
+// changes in config.json and genai_config.json, and which runtimes can take the result.
+package companion
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"onnx-dha/graph"
+	"onnx-dha/verify"
+)
+
+// Cache is one cache of a model as runtimes see it.
+type Cache struct {
+	Past, Present string
+	Layer         int  // the number in its name; -1 without one
+	Value         bool // it holds values, else keys
+	// Heads and Dim are the sizes of axes 1 and 3 of [batch, heads, positions, dim]; 0 where the model does not fix them, or
+	// the cache has other axes.
+	Heads, Dim int64
+	// Batch is the symbol of axis 0.
+	Batch string
+	// Static is whether past and present are one buffer.
+	Static bool
+}
+
+// Interface is what a runtime has to know of a model's inputs and outputs.
+type Interface struct {
+	Caches []Cache // those that get longer
+	Inputs []string
+	// Fused is whether all caches are updated by the runtime's own attention operator, which takes past and present from one
+	// buffer.
+	Fused  bool
+	Logits string
+}
+
+var (
+	layerNumber = regexp.MustCompile(`\d+`)
+	valueName   = regexp.MustCompile(`(?i)(^|[._/])v(al(ue)?s?)?([._/]|$|\d)`)
+)
+
+// Describe reads the interface of a model.
+func Describe(m *graph.Model) (*Interface, error) {
+	s, err := verify.Describe(m)
+	if err != nil {
+		return nil, err
+	}
+	out := &Interface{Logits: s.Logits}
+	for _, in := range s.Inputs {
+		out.Inputs = append(out.Inputs, in.Name)
+	}
+	places := slices.ContainsFunc(s.Inputs, func(in verify.Input) bool { return in.Role == verify.Places })
+	fused := 0
+	for _, c := range s.Caches {
+		if !c.Grows {
+			continue
+		}
+		x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(c.Past), Static: places}
+		if n, err := strconv.Atoi(layerNumber.FindString(c.Past)); err == nil {
+			x.Layer = n
+		}
+		i := slices.IndexFunc(s.Inputs, func(in verify.Input) bool { return in.Name == c.Past })
+		if d := s.Inputs[i].Dims; len(d) == 4 && c.SeqAxis == 2 {
+			x.Heads, _ = d[1].Const()
+			x.Dim, _ = d[3].Const()
+			if symbols := d[0].Symbols(); len(symbols) == 1 {
+				x.Batch = symbols[0]
+			}
+		}
+		if n := m.Graph.Value(c.Present).Producer; n != nil && n.OpType == "GroupQueryAttention" {
+			fused++
+		}
+		out.Caches = append(out.Caches, x)
+	}
+	out.Fused = fused > 0 && fused == len(out.Caches)
+	return out, nil
+}
+
+// Heads says how many heads the caches hold, by layer: keys and values.
+func (f *Interface) Heads() (keys, values []int64) {
+	for _, c := range f.Caches {
+		if c.Value {
+			values = append(values, c.Heads)
+		} else {
+			keys = append(keys, c.Heads)
+		}
+	}
+	return keys, values
+}
+
+// Uniform returns the one number of heads of all caches and the size of a head, or why there is no such number.
+func (f *Interface) Uniform() (heads, dim int64, why string) {
+	keys, values := f.Heads()
+	if why := f.coupled(); why != "" {
+		return 0, 0, why
+	}
+	all := slices.Concat(keys, values)
+	if slices.Min(all) != slices.Max(all) {
+		return 0, 0, fmt.Sprintf("layers have different numbers of heads, %d to %d", slices.Min(all), slices.Max(all))
+	}
+	return all[0], f.Caches[0].Dim, ""
+}
+
+// coupled says why keys and values of a layer are not alike; empty when they are.
+func (f *Interface) coupled() string {
+	keys, values := f.Heads()
+	if len(keys) == 0 || len(keys) != len(values) {
+		return fmt.Sprintf("it has %d caches of keys and %d of values", len(keys), len(values))
+	}
+	for i, c := range f.Caches {
+		if c.Heads == 0 || c.Dim == 0 {
+			return fmt.Sprintf("cache %q is not [batch, heads, positions, head size] with fixed heads and head size", c.Past)
+		}
+		if c.Dim != f.Caches[0].Dim {
+			return fmt.Sprintf("heads have different sizes, %d in %q and %d in %q", f.Caches[0].Dim, f.Caches[0].Past, c.Dim, f.Caches[i].Past)
+		}
+	}
+	for i := range keys {
+		if keys[i] != values[i] {
+			return fmt.Sprintf("layer %d has %d key heads and %d value heads", i, keys[i], values[i])
+		}
+	}
+	return ""
+}
