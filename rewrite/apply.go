@@ -31,6 +31,9 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 			return nil, fmt.Errorf("block %q: what fills its cache: %w", bp.Block.Name, err)
 		}
 	}
+	if err := e.search(); err != nil {
+		return nil, err
+	}
 	if err := e.settle(); err != nil {
 		return nil, err
 	}

@@ -241,7 +241,7 @@ func (e *editor) wires(c change) error {
 		return nil // re-ordered or unchanged: no size changes
 	}
 	for w, l := range c.path.Wires {
-		e.settled[w] = e.settled[w] || l.Pure && l.Axis >= 0
+		e.settled[w] = e.settled[w] || l.Heads > 0 && l.Axis >= 0 // also of keys and values in one tensor
 	}
 	bypassed := bypass(c)
 	for _, n := range slices.Concat(c.path.Nodes, c.path.Tails) {

@@ -95,10 +95,10 @@ func (s *source) planned(c *fusion.Config) (*source, *fusion.Plan, error) {
 	// Blocks without a scope of their own are numbered, which fewer blocks would be otherwise.
 	names := map[string]string{}
 	for _, b := range s.found.Blocks {
-		names[b.Softmax.Out[0].Name] = b.Name
+		names[b.Body+"\x00"+b.Softmax.Out[0].Name] = b.Name
 	}
 	for _, b := range again.found.Blocks {
-		if name, ok := names[b.Softmax.Out[0].Name]; ok {
+		if name, ok := names[b.Body+"\x00"+b.Softmax.Out[0].Name]; ok {
 			b.Name = name
 		}
 	}

@@ -133,6 +133,7 @@ func (w *writer) columns(s span) *graph.Value {
 
 // memo makes a value once for all expansions of the session.
 func (w *writer) memo(id string, f func() *graph.Value) *graph.Value {
+	id = fmt.Sprintf("%p %s", w.n.Graph, id) // bodies hide theirs from one another
 	if w.shared[id] == nil {
 		w.shared[id] = f()
 	}

@@ -32,12 +32,17 @@ func inlineAll(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, map[*g
 	refused := map[*graph.Node]string{}
 	s := &session{m: m, p: graph.NewPatch(m.Graph)}
 	var done []Expansion
-	total := len(m.Graph.Nodes)
-	for _, n := range m.Graph.Nodes {
-		f := functionOf(m, n)
-		if f == nil || only != nil && !only(n) {
-			continue
+	total := 0
+	var calls []*graph.Node
+	m.Graph.All(func(n *graph.Node) bool {
+		total++
+		if functionOf(m, n) != nil && (only == nil || only(n)) {
+			calls = append(calls, n)
 		}
+		return true
+	})
+	for _, n := range calls {
+		f := functionOf(m, n)
 		if err := inlinable(m, f, n); err != nil {
 			refused[n] = err.Error()
 			continue
@@ -97,6 +102,7 @@ func domainName(d string) string {
 
 // inline prepares a call's body in its place. Names are put under the call's.
 func (s *session) inline(n *graph.Node, f *onnxpb.FunctionProto) *Expansion {
+	defer s.p.In(n.Graph)()
 	w := &writer{session: s, n: n, base: baseName(n), exp: &Expansion{Op: opName(n), Node: n.String(), Key: key(n), node: n, inputs: slices.Clone(n.In)}}
 	values := map[string]*graph.Value{"": nil}
 	for i, name := range f.Input {

@@ -18,8 +18,8 @@ import (
 type Expansion struct {
 	Op   string // with its domain where that is not ai.onnx
 	Node string // the node as messages name it
-	// Key is the name of the node's first output as the file has it, which identifies the node in another copy of the
-	// model. For an operator inside a function it is the name after inlining.
+	// Key identifies the node in another copy of the model: the name of its first output as the file has it, behind the place
+	// of the body that it lies in. For an operator inside a function it is the name after inlining.
 	Key string
 	// Nodes took the node's place. What several expansions share (a mask) is listed with the first.
 	Nodes []*graph.Node
@@ -65,7 +65,7 @@ const oldestOpset = 11
 // maxPasses bounds how deep functions may call functions.
 const maxPasses = 64
 
-// Expand replaces the fused operators of m's main graph that only accepts (nil: all) by primitives, calls of the model's
+// Expand replaces the fused operators of m that only accepts (nil: all) by primitives, also in bodies, calls of the model's
 // own functions first. New nodes are called <name of the fused node>/<operator>. Operators that cannot be expanded stay
 // and are listed with the reason. On an error m holds the functions inlined so far and is otherwise as it was.
 func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal, error) {
@@ -93,23 +93,25 @@ func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal
 	}
 	done = append(done, exps...)
 	var refusals []Refusal
-	for _, n := range m.Graph.Nodes {
+	m.Graph.All(func(n *graph.Node) bool {
 		if why, ok := refused[n]; ok {
 			refusals = append(refusals, Refusal{n, why})
 		}
-	}
+		return true
+	})
 	return done, refusals, nil
 }
 
 // expandAll expands every operator of the table in one patch.
 func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.Node]string) ([]Expansion, error) {
 	var todo []*graph.Node
-	for _, n := range m.Graph.Nodes {
+	m.Graph.All(func(n *graph.Node) bool {
 		r, ok := rows[opName(n)]
 		if ok && (r.applies == nil || r.applies(n)) && (only == nil || only(n)) {
 			todo = append(todo, n)
 		}
-	}
+		return true
+	})
 	if len(todo) == 0 {
 		return nil, nil
 	}
@@ -136,6 +138,7 @@ func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.N
 
 // expand prepares one node's expansion. On an error what was prepared has no readers and is removed with the dead nodes.
 func (s *session) expand(n *graph.Node) (*Expansion, error) {
+	defer s.p.In(n.Graph)()
 	r := rows[opName(n)]
 	if s.opset < oldestOpset {
 		return nil, fmt.Errorf("the model imports opset %d of ai.onnx; %s is expanded from opset %d on", s.opset, opName(n), oldestOpset)
@@ -176,8 +179,21 @@ func (e *Expansion) assume(what string) {
 	e.Assumes += what
 }
 
-// key is the name of a node's first output.
+// key identifies a node: the name of its first output, behind the nodes and attributes of the bodies around it.
 func key(n *graph.Node) string {
+	g := n.Graph
+	if g.Owner == nil {
+		return firstOutput(n)
+	}
+	for attr, bodies := range g.Owner.Subgraphs {
+		if i := slices.Index(bodies, g); i >= 0 {
+			return fmt.Sprintf("%s\x00%s %d\x00%s", key(g.Owner), attr, i, firstOutput(n))
+		}
+	}
+	return firstOutput(n)
+}
+
+func firstOutput(n *graph.Node) string {
 	for _, o := range n.Out {
 		if o != nil {
 			return o.Name
@@ -216,5 +232,5 @@ func baseName(n *graph.Node) string {
 	if n.Name != "" {
 		return strings.TrimSuffix(n.Name, "/")
 	}
-	return key(n)
+	return firstOutput(n)
 }

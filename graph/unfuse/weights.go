@@ -168,9 +168,10 @@ func Remember(expanded *graph.Model, expansions []Expansion) *Constants {
 			}
 		}
 	}
-	for _, n := range expanded.Graph.Nodes {
+	expanded.Graph.All(func(n *graph.Node) bool {
 		note(n)
-	}
+		return true
+	})
 	return c
 }
 
@@ -191,9 +192,10 @@ func (c *Constants) changed(n *graph.Node, i int) (*graph.Tensor, bool) {
 // constants all calls share, is ErrNotCarried.
 func (c *Constants) Carry(fused *graph.Model) error {
 	by := map[string]*graph.Node{}
-	for _, n := range fused.Graph.Nodes {
+	fused.Graph.All(func(n *graph.Node) bool {
 		by[key(n)] = n
-	}
+		return true
+	})
 	p := graph.NewPatch(fused.Graph)
 	inner := map[*graph.Node]bool{}
 	changes := map[place]*graph.Tensor{}
@@ -223,9 +225,10 @@ func (c *Constants) Carry(fused *graph.Model) error {
 			p.SetInput(n, input, p.Init(t))
 		}
 	}
-	for _, n := range c.expanded.Graph.Nodes {
+	var failed error
+	c.expanded.Graph.All(func(n *graph.Node) bool {
 		if !c.known[n] || inner[n] {
-			continue
+			return true
 		}
 		for i := range n.In {
 			if _, ok := c.changed(n, i); !ok {
@@ -233,14 +236,20 @@ func (c *Constants) Carry(fused *graph.Model) error {
 			}
 			o := by[key(n)]
 			if o == nil {
-				return fmt.Errorf("%v: %w: the fused model has no such node", n, ErrNotCarried)
+				failed = fmt.Errorf("%v: %w: the fused model has no such node", n, ErrNotCarried)
+				return false
 			}
-			v, err := c.copy(p, fused, n.In[i])
+			v, err := c.copy(p, o.Graph, n.In[i])
 			if err != nil {
-				return fmt.Errorf("%v: %w", n, err)
+				failed = fmt.Errorf("%v: %w", n, err)
+				return false
 			}
 			p.SetInput(o, i, v)
 		}
+		return true
+	})
+	if failed != nil {
+		return failed
 	}
 	keep := fused.Graph.Dead()
 	if _, err := p.Apply(); err != nil {
@@ -250,8 +259,10 @@ func (c *Constants) Carry(fused *graph.Model) error {
 	return nil
 }
 
-// copy makes a value of the expanded model in the fused one: a constant, or what nodes that were added make of one.
-func (c *Constants) copy(p *graph.Patch, fused *graph.Model, v *graph.Value) (*graph.Value, error) {
+// copy makes a value of the expanded model in a graph of the fused one: a constant, or what nodes that were added make of
+// one.
+func (c *Constants) copy(p *graph.Patch, g *graph.Graph, v *graph.Value) (*graph.Value, error) {
+	defer p.In(g)()
 	switch {
 	case v.Init != nil:
 		u, err := clone(v.Init, v.Name)
@@ -260,7 +271,7 @@ func (c *Constants) copy(p *graph.Patch, fused *graph.Model, v *graph.Value) (*g
 		}
 		return p.Init(u), nil
 	case v.Producer == nil || c.known[v.Producer]:
-		if o := fused.Graph.Value(v.Name); o != nil {
+		if o := g.Value(v.Name); o != nil {
 			return o, nil
 		}
 		return nil, fmt.Errorf("%w: it has no value %q", ErrNotCarried, v.Name)
@@ -268,7 +279,7 @@ func (c *Constants) copy(p *graph.Patch, fused *graph.Model, v *graph.Value) (*g
 	n := v.Producer
 	var in []*graph.Value
 	for _, x := range n.In {
-		y, err := c.copy(p, fused, x)
+		y, err := c.copy(p, g, x)
 		if err != nil {
 			return nil, err
 		}
