@@ -122,6 +122,9 @@ func weigh(groups [][]int) fusion.Fusion {
 func planFor(m *graph.Model, low fusion.Lowering, key, val func(int) [][]int) (*fusion.Plan, bool) {
 	plan := &fusion.Plan{Lowering: low}
 	for _, b := range attention.Find(m).Blocks {
+		if b.Fixed != "" {
+			continue // nothing to fuse
+		}
 		k, v := key(b.KVHeads), val(b.ValueHeads)
 		if k == nil || v == nil {
 			return nil, false

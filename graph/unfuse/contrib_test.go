@@ -335,6 +335,7 @@ func TestGroupQueryAttention(t *testing.T) {
 		"rotary, chunk":      {seq: 2, past: 6, rotary: true, attrs: attrs{graph.IntAttr("do_rotary", 1)}},
 		"rotary, packed":     {seq: 5, packed: true, rotary: true, attrs: attrs{graph.IntAttr("do_rotary", 1)}},
 		"rotary interleaved": {seq: 5, rotary: true, attrs: attrs{graph.IntAttr("do_rotary", 1), graph.IntAttr("rotary_interleaved", 1)}},
+		"smooth softmax":     {seq: 3, past: 4, attrs: attrs{graph.IntAttr("smooth_softmax", 1)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, contribOpsets, func(s *sketch) {
@@ -348,6 +349,13 @@ func TestGroupQueryAttention(t *testing.T) {
 			in := build(s, 3, 4, false, false)
 			in[10] = s.in("bias_qk", 1, n, "S=3", "T=7")
 			s.node("GroupQueryAttention", "com.microsoft", 3, in, heads...)
+			s.exact(1e-5)
+		})
+	})
+	t.Run("sinks", func(t *testing.T) {
+		each(t, contribOpsets, func(s *sketch) {
+			in := append(build(s, 3, 4, false, false), s.constant("head_sink", n))
+			s.node("GroupQueryAttention", "com.microsoft", 3, in, append(heads, graph.IntAttr("local_window_size", 3))...)
 			s.exact(1e-5)
 		})
 	})

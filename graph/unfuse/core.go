@@ -16,6 +16,9 @@ type core struct {
 	scale     float64
 	softcap   float64 // 0: none
 	biases    []*graph.Value
+	// sink is a score [1, N or 1, 1, 1] that stands beside those of the keys in the softmax and leads to no value; nil
+	// without one.
+	sink *graph.Value
 }
 
 // scores are the stages between the two products, all [B, N, S, T].
@@ -71,7 +74,14 @@ func (w *writer) attend(c core) (*graph.Value, scores, error) {
 		x = w.op("Add", x, bias)
 	}
 	s.masked = x
+	if c.sink != nil {
+		column := w.op("Expand", c.sink, w.concat(0, w.slice(w.op("Shape", x), 0, 0, 3, 1), w.ints(1)))
+		x = w.concat(3, x, column)
+	}
 	p := w.nodes("Softmax", 1, []*graph.Value{x}, graph.IntAttr("axis", 3))[0]
+	if c.sink != nil {
+		p = w.slice(p, 3, 0, -1, 1)
+	}
 	s.probabilities = p
 	return w.op("MatMul", w.as(p, c.soft, c.elem), v), s, nil
 }

@@ -17,7 +17,7 @@ func TestDocumented(t *testing.T) {
 		if !strings.Contains(string(page), "`"+op+"`") {
 			t.Errorf("%s is not in docs/fused.md", op)
 		}
-		if r.expand == nil || r.outputs == 0 || r.required > r.inputs {
+		if (r.expand == nil || r.outputs == 0 || r.required > r.inputs) == (r.why == "") {
 			t.Errorf("the row of %s is incomplete", op)
 		}
 	}

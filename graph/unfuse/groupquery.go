@@ -10,7 +10,7 @@ func init() {
 	rows["com.microsoft.GroupQueryAttention"] = row{
 		attrs: []string{"num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved", "local_window_size",
 			"smooth_softmax", "qk_output", "k_quant_type", "v_quant_type", "kv_cache_bit_width"},
-		required: 1, inputs: 11, outputs: 3, expand: groupQuery,
+		required: 1, inputs: 12, outputs: 3, expand: groupQuery,
 	}
 }
 
@@ -20,7 +20,7 @@ func init() {
 // The operator takes from seqlens_k how much of each sequence's past is filled and writes what is new behind it. The
 // expansion joins past and new keys as a whole, which is the same when the past holds nothing but filled positions.
 func groupQuery(w *writer) error {
-	for _, a := range []string{"smooth_softmax", "qk_output", "kv_cache_bit_width"} {
+	for _, a := range []string{"qk_output", "kv_cache_bit_width"} {
 		if w.n.Int(a, 0) != 0 {
 			return fmt.Errorf("attribute %s is not expanded", a)
 		}
@@ -96,8 +96,12 @@ func groupQuery(w *writer) error {
 	if b := w.in(10); b != nil {
 		biases = append(biases, w.as(b, elem, soft))
 	}
+	sink, err := w.sink(n, elem, soft)
+	if err != nil {
+		return err
+	}
 	context, _, err := w.attend(core{
-		q: q, k: k, v: v, heads: n, kv: g, elem: elem, soft: soft, scale: w.scaleOr(h), softcap: float64(w.n.Float("softcap", 0)), biases: biases,
+		q: q, k: k, v: v, heads: n, kv: g, elem: elem, soft: soft, scale: w.scaleOr(h), softcap: float64(w.n.Float("softcap", 0)), biases: biases, sink: sink,
 	})
 	if err != nil {
 		return err
@@ -106,6 +110,22 @@ func groupQuery(w *writer) error {
 	w.result(1, k)
 	w.result(2, v)
 	return nil
+}
+
+// sink is the score that heads may give to no key: that of input 11, one for each of n heads, or 0 for a smooth softmax;
+// nil without one.
+func (w *writer) sink(n int64, elem, soft elemType) (*graph.Value, error) {
+	if v := w.in(11); v != nil {
+		return w.reshape(w.as(v, elem, soft), 1, n, 1, 1), nil
+	}
+	if w.n.Int("smooth_softmax", 0) == 0 {
+		return nil, nil
+	}
+	zero, err := w.number(soft, 0)
+	if err != nil {
+		return nil, err
+	}
+	return w.reshape(zero, 1, 1, 1, 1), nil
 }
 
 // groupRotary turns queries and new keys by the tables of inputs 7 and 8, at the positions of input 9 or those that

@@ -45,15 +45,19 @@ func TestRefused(t *testing.T) {
 		build func(s *sketch)
 		want  string
 	}{
-		"smooth softmax": {17, func(s *sketch) {
-			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, nil), append(sizes, graph.IntAttr("smooth_softmax", 1))...)
-		}, "attribute smooth_softmax is not expanded"},
+		"scales of a quantised cache": {17, func(s *sketch) {
+			in := append(gqa(s, nil), s.in("k_scale", 1))
+			s.node("GroupQueryAttention", "com.microsoft", 3, in, sizes...)
+		}, `input 12 ("k_scale") of com.microsoft.GroupQueryAttention is not one that is expanded`},
+		"only for CUDA": {17, func(s *sketch) {
+			s.node("PackedAttention", "com.microsoft", 1, []*graph.Value{s.in("x", "N", 8), s.constant("w", 8, 24), s.constant("b", 24)}, graph.IntAttr("num_heads", 2))
+		}, "only CUDA has a kernel for it"},
+		"blocks of keys": {17, func(s *sketch) {
+			s.node("SparseAttention", "com.microsoft", 1, []*graph.Value{s.in("x", "B", "S", 8)}, graph.IntAttr("num_heads", 2))
+		}, "the blocks of keys that its layout names"},
 		"quantised cache": {17, func(s *sketch) {
 			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, nil), append(sizes, graph.StringAttr("k_quant_type", "PER_TENSOR"))...)
 		}, "attribute k_quant_type (PER_TENSOR) is not expanded"},
-		"sinks": {17, func(s *sketch) {
-			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, map[int]*graph.Value{11: s.in("sink", 4)}), sizes...)
-		}, `input 11 ("sink") of com.microsoft.GroupQueryAttention is not one that is expanded`},
 		"one buffer": {17, func(s *sketch) {
 			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, map[int]*graph.Value{3: s.in("past_key", "B=1", 2, "M=8", 8), 4: s.in("past_value", "B=1", 2, "M=8", 8)}), sizes...)
 			s.m.Graph.Outputs[1].Info.Type = graph.TensorType(f32, "B", 2, "M", 8)

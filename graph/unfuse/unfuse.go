@@ -7,6 +7,7 @@
 package unfuse
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,6 +45,7 @@ type row struct {
 	required        int // inputs, from the first, that must be there
 	inputs, outputs int
 	expand          func(*writer) error
+	why             string                 // no expansion can say what the operator does: why
 	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
 }
 
@@ -140,6 +142,9 @@ func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.N
 func (s *session) expand(n *graph.Node) (*Expansion, error) {
 	defer s.p.In(n.Graph)()
 	r := rows[opName(n)]
+	if r.why != "" {
+		return nil, errors.New(r.why)
+	}
 	if s.opset < oldestOpset {
 		return nil, fmt.Errorf("the model imports opset %d of ai.onnx; %s is expanded from opset %d on", s.opset, opName(n), oldestOpset)
 	}
