@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,6 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/learn"
-	"onnx-dha/ort"
 )
 
 func compareCommand() *cli.Command {
@@ -26,23 +26,13 @@ func compareCommand() *cli.Command {
 		Description: "Learns a configuration with every strategy for every size of cache, on the same data, and measures what each\n" +
 			"does to the model on data kept apart. Nothing is trained, and no model is written: learn does that with the\n" +
 			"strategy of your choice.",
-		Flags: common(reportOutput, append(sampleFlags(128),
+		Flags: common(reportOutput, append(sampleFlags(128), searchFlags(0,
 			&cli.StringFlag{Name: "kv", Usage: "let at most these `SHARES` of the cache stay: 50%,25%"},
 			&cli.StringFlag{Name: "strategies", Usage: "compare these `NAMES`, with commas between (default: all: " + strings.Join(strategyNames(), ", ") + ")"},
-			&cli.StringFlag{Name: "layout", Value: string(fusion.FreeLayout), Usage: "numbers of heads: free (any), coupled (as many keys as values in a layer) or uniform (one number everywhere), `LAYOUT`"},
-			&cli.StringFlag{Name: "groups", Value: string(fusion.AnyGroups), Usage: "sizes of groups, `SIZES`: any, or equal within a layer"},
-			&cli.IntFlag{Name: "trials", Usage: "try `N` neighbouring allocations on the whole model for each row"},
-			&cli.BoolFlag{Name: "no-refit", Usage: "leave output projections as the strategy makes them"},
-			&cli.Float64Flag{Name: "held-out", Value: 0.1, Usage: "keep a `SHARE` of the data, its end, for the report"},
-			&cli.IntFlag{Name: "held-out-samples", Value: 64, Usage: "use `N` samples of that part, taken evenly; 0 for all"},
 			&cli.StringFlag{Name: "plot", Usage: "draw quality over size of cache to `FILE`: an .svg, or an .html with the table", TakesFile: true},
 			&cli.StringFlag{Name: "metric", Value: klMetric, Usage: "draw this `METRIC` in an .svg: kl or perplexity; an .html has both"},
 			&cli.BoolFlag{Name: "csv", Usage: "print CSV"},
-			&cli.BoolFlag{Name: "markdown", Usage: "print the table as Markdown"},
-			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of searches and of inputs that are neither in the data nor made from them"},
-			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
-			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
-			ortLibFlag())...),
+			&cli.BoolFlag{Name: "markdown", Usage: "print the table as Markdown"})...)...),
 		Action: runCompare,
 	}
 }
@@ -56,6 +46,9 @@ func strategyNames() (names []string) {
 
 // comparisonRequest reads what is to be compared from the options.
 func comparisonRequest(c *cli.Context) (q learn.Comparison, err error) {
+	if q.Request, err = searchRequest(c); err != nil {
+		return q, err
+	}
 	if c.String("kv") == "" {
 		return q, usageError("--kv is missing; want shares of the cache such as 50%%,25%%")
 	}
@@ -81,22 +74,11 @@ func comparisonRequest(c *cli.Context) (q learn.Comparison, err error) {
 			}
 		}
 	}
-	if h := c.Float64("held-out"); !(h > 0 && h < 1) {
-		return q, usageError("--held-out %g; want more than 0 and less than 1: rows are compared on data that nothing was learned from", h)
+	if path := c.String("output"); path != "" {
+		q.State = path + ".compare-state"
+	} else if q.Resume {
+		return q, usageError("--resume needs --output: what is finished is kept beside the report")
 	}
-	if c.Int("trials") < 0 || c.Int("held-out-samples") < 0 {
-		return q, usageError("--trials and --held-out-samples are 0 or more")
-	}
-	layout, err := oneOf(c, "layout")
-	if err != nil {
-		return q, err
-	}
-	groups, err := oneOf(c, "groups")
-	if err != nil {
-		return q, err
-	}
-	q.Layout, q.Groups = fusion.Layout(layout), fusion.GroupSizes(groups)
-	q.Trials, q.NoRefit, q.Seed = c.Int("trials"), c.Bool("no-refit"), c.Uint64("seed")
 	return q, nil
 }
 
@@ -129,7 +111,7 @@ func runCompare(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	inputs := []string{args[0], c.String("data"), c.String("tokenizer")}
+	inputs := []string{args[0], c.String("data"), c.String("tokenizer"), importanceFile(c)}
 	chart := c.String("plot")
 	if chart != "" {
 		if plotForm(chart) == "" {
@@ -139,7 +121,7 @@ func runCompare(c *cli.Context) (err error) {
 			return usageError("--plot and --output are one file, %s; want two", chart)
 		}
 	}
-	for _, path := range []string{c.String("output"), chart} {
+	for _, path := range []string{c.String("output"), chart, q.State} {
 		if path == "" {
 			continue
 		}
@@ -166,6 +148,10 @@ func runCompare(c *cli.Context) (err error) {
 	}
 	q.Train, q.HeldOut = set.Train(), set.HeldOut()
 	bar := newProgress(c)
+	if err := addImportance(c, lab, &q.Request, bar); err != nil {
+		bar.clear()
+		return err
+	}
 	q.Progress = withTimeLeft(bar.step)
 	rows, err := lab.Compare(c.Context, q)
 	bar.clear()
@@ -174,7 +160,7 @@ func runCompare(c *cli.Context) (err error) {
 	}
 	out := &comparison{
 		Model: args[0], Data: c.String("data"), Samples: len(q.Train), HeldOut: len(q.HeldOut), Positions: rows[0].Quality.Positions,
-		Layout: string(q.Layout), Groups: string(q.Groups), Trials: q.Trials, Refit: !q.NoRefit, Unsupported: len(lab.Blocks) - len(lab.Open()),
+		Layout: string(q.Layout), Groups: string(q.Groups), Trials: q.Trials, Refit: !q.NoRefit, Unsupported: len(lab.Blocks) - len(lab.Open()), Staying: staying(lab),
 	}
 	for _, r := range rows {
 		out.Rows = append(out.Rows, comparedRow(r, rows[0]))
@@ -189,6 +175,11 @@ func runCompare(c *cli.Context) (err error) {
 	// The report comes first: a drawing that cannot be written does not lose it.
 	if err := emit(c, c.String("output"), out, print, inputs...); err != nil {
 		return err
+	}
+	if q.State != "" {
+		if err := os.Remove(q.State); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return coded(exitUsage, err)
+		}
 	}
 	if chart == "" {
 		return nil
@@ -212,6 +203,7 @@ type comparison struct {
 	Trials      int        `json:"trials"`
 	Refit       bool       `json:"refit"`
 	Unsupported int        `json:"unsupported"`
+	Staying     []string   `json:"staying,omitempty"` // which blocks that is, and why
 	Rows        []compared `json:"rows"`
 }
 
@@ -335,10 +327,7 @@ func (c *comparison) remarks() (out []string) {
 			}
 		}
 	}
-	if c.Unsupported > 0 {
-		out = append(out, fmt.Sprintf("%s cannot be rewritten and stay; %s inspect says why", plural(c.Unsupported, "block"), program))
-	}
-	return out
+	return append(out, c.Staying...)
 }
 
 func (c *comparison) print(w io.Writer, color bool) error {

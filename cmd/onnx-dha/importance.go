@@ -27,10 +27,10 @@ func importanceCommand() *cli.Command {
 		Description: "Runs the model on data and says, for every query head, key/value head and layer: how concentrated its\n" +
 			"attention weights are, how much of the block's output it makes, and what is lost when it is removed.",
 		Flags: common(reportOutput, append(sampleFlags(32),
-			&cli.StringFlag{Name: "remove", Value: string(learn.RemoveHeads), Usage: "what to remove in turn, each with a pass over the data, by `KIND`: " + strings.Join(learn.Removals(), ", ") + " (heads: all of these)"},
+			&cli.StringFlag{Name: "remove", Value: string(learn.RemoveHeads), Usage: "`KIND` of what is removed in turn, each with a pass over the data: " + strings.Join(learn.Removals(), ", ") + " (heads: queries, kv and layers)"},
 			&cli.BoolFlag{Name: "csv", Usage: "print CSV, one line for each head"},
-			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of inputs that are neither in the data nor made from them"},
-			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
+			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "seed `N` of inputs that are neither in the data nor made from them"},
+			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "execution provider `EP`: " + strings.Join(ort.Providers(), ", ")},
 			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
 			ortLibFlag())...),
 		Action: runImportance,

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -33,4 +34,34 @@ func labError(model string, err error) error {
 		return coded(exitUsage, err)
 	}
 	return coded(exitRuntime, fmt.Errorf("%s: %w", model, err))
+}
+
+// staying says which blocks cannot be rewritten, a line for each reason.
+func staying(l *learn.Lab) (out []string) {
+	blocks := map[string][]string{}
+	var reasons []string
+	for _, b := range l.Blocks {
+		if b.Fixed == "" {
+			continue
+		}
+		why := strings.TrimPrefix(b.Fixed, fmt.Sprintf("block %q: ", b.Name))
+		if blocks[why] == nil {
+			reasons = append(reasons, why)
+		}
+		blocks[why] = append(blocks[why], b.Name)
+	}
+	for _, why := range reasons {
+		const most = 3
+		names := blocks[why]
+		list := strings.Join(names[:min(most, len(names))], ", ")
+		if len(names) > most {
+			list += fmt.Sprintf(" and %d more", len(names)-most)
+		}
+		verb := "stay as they are"
+		if len(names) == 1 {
+			verb = "stays as it is"
+		}
+		out = append(out, fmt.Sprintf("%s %s: %s", list, verb, why))
+	}
+	return out
 }

@@ -16,17 +16,12 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/learn"
-	"onnx-dha/ort"
 )
 
 func init() {
 	for _, s := range fusion.Strategies {
 		choices["strategy"] = append(choices["strategy"], s.Name)
 	}
-	for _, l := range fusion.Layouts {
-		choices["layout"] = append(choices["layout"], string(l))
-	}
-	choices["groups"] = []string{string(fusion.AnyGroups), string(fusion.EqualGroups)}
 }
 
 func learnCommand() *cli.Command {
@@ -37,24 +32,13 @@ func learnCommand() *cli.Command {
 		Description: "Runs the model on data and finds, for a budget of cache, how many key and value heads each layer keeps, which\n" +
 			"heads share, and the weights that they share. Nothing is trained. Writes a dha.yaml and, beside it, the weights;\n" +
 			"rewrite applies them.",
-		Flags: common("write the configuration to `FILE`, its weights beside it (default: dha.yaml beside the model)", append(sampleFlags(128),
+		Flags: common("write the configuration to `FILE`, its weights beside it (default: dha.yaml beside the model)", append(sampleFlags(128), searchFlags(8,
 			&cli.StringFlag{Name: "kv", Usage: "let at most `SHARE` of the cache stay: 25% or 0.25"},
 			&cli.IntFlag{Name: "key", Usage: "give every layer `N` key heads"},
 			&cli.IntFlag{Name: "value", Usage: "give every layer `N` value heads"},
 			&cli.Float64Flag{Name: "max-kl", Usage: "find the smallest cache whose output diverges by `NATS` a token at most, on the data learned from"},
 			&cli.StringFlag{Name: "strategy", Value: "optimal", Usage: "`NAME` of how heads are chosen and fused: " + strings.Join(choices["strategy"], ", ")},
-			&cli.StringFlag{Name: "layout", Value: string(fusion.FreeLayout), Usage: "numbers of heads: free (any), coupled (as many keys as values in a layer) or uniform (one number everywhere), `LAYOUT`"},
-			&cli.StringFlag{Name: "groups", Value: string(fusion.AnyGroups), Usage: "sizes of groups, `SIZES`: any, or equal within a layer"},
-			&cli.IntFlag{Name: "trials", Value: 8, Usage: "try `N` neighbouring allocations on the whole model"},
-			&cli.BoolFlag{Name: "no-refit", Usage: "leave output projections as the strategy makes them"},
-			&cli.Float64Flag{Name: "held-out", Value: 0.1, Usage: "keep a `SHARE` of the data, its end, for the report"},
-			&cli.IntFlag{Name: "held-out-samples", Value: 64, Usage: "use `N` samples of that part, taken evenly; 0 for all"},
-			&cli.BoolFlag{Name: "resume", Usage: "go on where a stopped run of the same command left off"},
-			&cli.BoolFlag{Name: "force", Usage: "replace a configuration that is there"},
-			&cli.Uint64Flag{Name: "seed", Value: 1, Usage: "`N`, the seed of searches and of inputs that are neither in the data nor made from them"},
-			&cli.StringFlag{Name: "provider", Value: "cpu", Usage: "`EP`, the execution provider: " + strings.Join(ort.Providers(), " or ")},
-			&cli.IntFlag{Name: "threads", Usage: "use `N` threads within an operator (default: the runtime chooses)"},
-			ortLibFlag())...),
+			&cli.BoolFlag{Name: "force", Usage: "replace a configuration that is there"})...)...),
 		Action: runLearn,
 	}
 }
@@ -74,6 +58,9 @@ func readShare(name, text string) (float64, error) {
 
 // learnRequest reads what is to be learned from the options.
 func learnRequest(c *cli.Context) (q learn.Request, err error) {
+	if q, err = searchRequest(c); err != nil {
+		return q, err
+	}
 	var aims []string
 	for _, name := range []string{"kv", "max-kl"} {
 		if c.IsSet(name) {
@@ -103,12 +90,6 @@ func learnRequest(c *cli.Context) (q learn.Request, err error) {
 	if q.MaxKL = c.Float64("max-kl"); c.IsSet("max-kl") && !(q.MaxKL > 0) {
 		return q, usageError("--max-kl %g; want more than 0", q.MaxKL)
 	}
-	if h := c.Float64("held-out"); !(h > 0 && h < 1) {
-		return q, usageError("--held-out %g; want more than 0 and less than 1: the report needs data that nothing was learned from", h)
-	}
-	if c.Int("trials") < 0 || c.Int("held-out-samples") < 0 {
-		return q, usageError("--trials and --held-out-samples are 0 or more")
-	}
 	strategy, err := oneOf(c, "strategy")
 	if err != nil {
 		return q, err
@@ -116,16 +97,7 @@ func learnRequest(c *cli.Context) (q learn.Request, err error) {
 	if q.Strategy, err = fusion.FindStrategy(strategy); err != nil {
 		return q, coded(exitUsage, err)
 	}
-	layout, err := oneOf(c, "layout")
-	if err != nil {
-		return q, err
-	}
-	groups, err := oneOf(c, "groups")
-	if err != nil {
-		return q, err
-	}
-	q.Layout, q.Groups, q.Key, q.Value = fusion.Layout(layout), fusion.GroupSizes(groups), c.Int("key"), c.Int("value")
-	q.Trials, q.NoRefit, q.Seed, q.Resume = c.Int("trials"), c.Bool("no-refit"), c.Uint64("seed"), c.Bool("resume")
+	q.Key, q.Value = c.Int("key"), c.Int("value")
 	return q, nil
 }
 
@@ -145,7 +117,7 @@ func runLearn(c *cli.Context) (err error) {
 	if err := checkSamples(c); err != nil {
 		return err
 	}
-	inputs := []string{args[0], c.String("data"), c.String("tokenizer")}
+	inputs := []string{args[0], c.String("data"), c.String("tokenizer"), importanceFile(c)}
 	path := c.String("output")
 	if path == "" {
 		path = filepath.Join(filepath.Dir(args[0]), "dha.yaml")
@@ -179,6 +151,10 @@ func runLearn(c *cli.Context) (err error) {
 	}
 	q.Train, q.HeldOut = set.Train(), set.HeldOut()
 	bar := newProgress(c)
+	if err := addImportance(c, lab, &q, bar); err != nil {
+		bar.clear()
+		return err
+	}
 	q.Progress = withTimeLeft(bar.step)
 	res, err := lab.Learn(c.Context, q)
 	bar.clear()
@@ -249,6 +225,7 @@ type learning struct {
 	Seconds     float64        `json:"seconds"`
 	Resumed     bool           `json:"resumed,omitempty"`
 	Unsupported int            `json:"unsupported"`
+	Staying     []string       `json:"staying,omitempty"` // which blocks that is, and why
 }
 
 type blockLearned struct {
@@ -297,7 +274,7 @@ func describeLearning(model, path string, c *cli.Context, q learn.Request, lab *
 		}
 		d.Blocks = append(d.Blocks, e)
 	}
-	d.Unsupported = len(lab.Blocks) - len(lab.Open())
+	d.Unsupported, d.Staying = len(lab.Blocks)-len(lab.Open()), staying(lab)
 	return d
 }
 
@@ -328,8 +305,8 @@ func (d *learning) print(w io.Writer, color bool) error {
 	} else {
 		fmt.Fprintf(w, "error of the output %.4g of its mean square\n", d.After.KL)
 	}
-	if d.Unsupported > 0 {
-		fmt.Fprintf(w, "%s cannot be rewritten and stay; %s inspect says why\n", plural(d.Unsupported, "block"), program)
+	for _, s := range d.Staying {
+		fmt.Fprintln(w, s)
 	}
 	fmt.Fprintf(w, "wrote %s", d.Config)
 	if d.Weights != "" {
