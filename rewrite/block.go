@@ -31,7 +31,7 @@ type editor struct {
 	fused   *fusedOps               // nil until a core becomes one operator
 	short   map[string]*graph.Value // whether a step is short
 	imports map[string]int64        // operator sets that the model must import
-	upgrade int64 // opset that the rewritten model needs, 0 for its own
+	upgrade int64                   // opset that the rewritten model needs, 0 for its own
 	notes   []string
 	// replaced are weights that some reader has been given another for, made those others by what they replace and how they
 	// are made: readers that want the same share one.

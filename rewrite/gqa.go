@@ -2,6 +2,7 @@ package rewrite
 
 import (
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 )
 
@@ -77,10 +78,12 @@ func (c *core) gqa() error {
 		if buffers {
 			seq := s.sameSize(f.k.v, f.k.seq)
 			past := s.once("past", func() *graph.Value { return s.op("Sub", "past", []*graph.Value{total, seq}) })
-			for _, cache := range []*graph.Value{b.KeyCache.Past, b.ValCache.Past} {
-				if err := e.begun().lengths(cache, 2, past); err != nil {
+			for _, cache := range []*attention.Cache{b.KeyCache, b.ValCache} {
+				if err := e.begun().lengths(cache.Past, 2, past); err != nil {
 					return err
 				}
+				e.declareBuffer(cache.Past, 2)
+				e.declareBuffer(cache.Present, 2)
 			}
 		}
 		e.note("GroupQueryAttention on CPU takes several tokens after a past for one sequence at a time: with a batch, prefill is one step and then tokens come singly")

@@ -187,19 +187,21 @@ func (e *editor) scatter(c change, cache *attention.Cache, product *graph.Node) 
 		out = e.p.Op("ScatterND", name+"/write", []*graph.Value{cache.Past, s.indices(c, cache, update, axis), update})
 	}
 	e.p.Replace(present, out)
-	for _, v := range []*graph.Value{cache.Past, present} {
-		typ := e.typeOf(v)
-		if dims := typ.GetTensorType().GetShape().GetDim(); axis < len(dims) {
-			dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimParam{DimParam: CacheLength}
-		} else if v == present {
-			continue
-		}
-		e.setType(v, typ)
-	}
+	e.declareBuffer(cache.Past, axis)
+	e.declareBuffer(present, axis)
 	if err := s.lengths(cache.Past, axis, s.past); err != nil {
 		return err
 	}
 	return s.settle(way, c)
+}
+
+// declareBuffer declares the positions of a past or present to be those of a buffer.
+func (e *editor) declareBuffer(v *graph.Value, axis int) {
+	typ := e.typeOf(v)
+	if dims := typ.GetTensorType().GetShape().GetDim(); axis < len(dims) {
+		dims[axis].Value = &onnxpb.TensorShapeProto_Dimension_DimParam{DimParam: CacheLength}
+		e.setType(v, typ)
+	}
 }
 
 // indices are the places of new positions for ScatterND: [axes up to that of positions…, as many coordinates].

@@ -15,23 +15,9 @@ const spare = 3
 // run is one run of the session for callers to whom every cache is one that grows: pasts go into buffers with room behind
 // them where the model wants buffers, and of the presents only what is filled comes back.
 func (m *Model) run(ctx context.Context, in map[string]*ort.Tensor) (map[string]*ort.Tensor, error) {
-	filled := 0
-	given := merge(in, nil)
-	for _, i := range m.Inputs {
-		if i.Role == Places {
-			filled = int(in[i.Name].Len())
-		}
-	}
-	for _, c := range m.Caches {
-		if !m.buffers[c.Past] {
-			continue
-		}
-		past := in[c.Past]
-		buffer, err := resized(past, c.SeqAxis, int(past.Shape[c.SeqAxis])+filled+spare)
-		if err != nil {
-			return nil, err
-		}
-		given[c.Past] = buffer
+	given, err := m.buffered(in)
+	if err != nil {
+		return nil, err
 	}
 	start := time.Now()
 	out, err := m.session.Run(ctx, given)
@@ -41,12 +27,40 @@ func (m *Model) run(ctx context.Context, in map[string]*ort.Tensor) (map[string]
 	}
 	for _, c := range m.Caches {
 		if t := out[c.Present]; m.buffers[c.Past] && t != nil {
-			if out[c.Present], err = resized(t, c.SeqAxis, int(in[c.Past].Shape[c.SeqAxis])+filled); err != nil {
+			if out[c.Present], err = resized(t, c.SeqAxis, int(in[c.Past].Shape[c.SeqAxis])+m.filled(in)); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return out, nil
+}
+
+// filled is how many positions a run fills.
+func (m *Model) filled(in map[string]*ort.Tensor) int {
+	n := 0
+	for _, i := range m.Inputs {
+		if i.Role == Places {
+			n = int(in[i.Name].Len())
+		}
+	}
+	return n
+}
+
+// buffered puts pasts into buffers where the model wants them.
+func (m *Model) buffered(in map[string]*ort.Tensor) (map[string]*ort.Tensor, error) {
+	given := merge(in, nil)
+	for _, c := range m.Caches {
+		if !m.buffers[c.Past] {
+			continue
+		}
+		past := in[c.Past]
+		buffer, err := resized(past, c.SeqAxis, int(past.Shape[c.SeqAxis])+m.filled(in)+spare)
+		if err != nil {
+			return nil, err
+		}
+		given[c.Past] = buffer
+	}
+	return given, nil
 }
 
 // resized returns t with n entries on axis: the first of them, or all and then ones in the new places.
