@@ -95,7 +95,7 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 			case e.pointwise(node, u.Index):
 			case node.Is("Add") || node.Is("Sub") && u.Index == 0:
 				other := node.In[1-u.Index]
-				t := e.facts.Const(other)
+				t := e.known(other)
 				if t == nil {
 					return nil, false
 				}
@@ -205,7 +205,7 @@ func (e *editor) pointwise(n *graph.Node, carrying int) bool {
 		if i == carrying || v == nil {
 			continue
 		}
-		if t := v.Const(); t == nil || t.Len() != 1 {
+		if t := e.known(v); t == nil || t.Len() != 1 {
 			return false
 		}
 	}
@@ -397,7 +397,7 @@ func (e *editor) unpack(c change, all rows) error {
 			cur = e.p.Node(n.OpType, n.Domain, n.Name, 1, ins, n.Proto.Attribute...)[0]
 		case n.Is("Add"), n.Is("Sub"):
 			side := slices.IndexFunc(n.In, func(x *graph.Value) bool { return x != from })
-			t := e.facts.Const(n.In[side])
+			t := e.known(n.In[side])
 			if t == nil || len(t.Dims()) == 0 || t.Len() != t.Dims()[len(t.Dims())-1] {
 				return fail(n, "its bias is not a constant vector")
 			}

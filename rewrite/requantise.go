@@ -40,6 +40,14 @@ func part(p *attention.Projection, b *attention.Block) string {
 // Rounding is what quantising the weight again changed. Numbers that are copied keep their codes and are not counted.
 func (r Requantised) Rounding() (quant.Rounding, error) { return r.code.Rounding() }
 
+// known is the constant behind v, also one that is dequantised.
+func (e *editor) known(v *graph.Value) *graph.Tensor {
+	if t := e.facts.Const(v); t != nil {
+		return t
+	}
+	return quant.Numbers(e.facts, v)
+}
+
 // origins returns, for every row, the old one that it is a copy of, -1 for others.
 func (r rows) origins() []int {
 	out := make([]int, len(r))

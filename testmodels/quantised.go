@@ -15,6 +15,7 @@ type Scheme struct {
 	Opset     int64 // from which its operators exist
 	// Activations are quantised too, so that what another order of sums changes of them may be a whole step.
 	Activations bool
+	Biases      bool // vectors that are added have 8 bits as well
 	product     func(q *quantiser, n *graph.Node, x *graph.Value, w matrix) (*graph.Value, error)
 }
 
@@ -46,6 +47,8 @@ var schemes = []Scheme{
 	{Name: "dynamic", Doc: "DynamicQuantizeLinear, MatMulInteger, Cast, Mul; uint8 with a zero point", Activations: true, product: dynamic(onnxpb.TensorProto_UINT8, false, true)},
 	{Name: "dynamic-column", Doc: "the same with int8 and a scale for each column", Activations: true, product: dynamic(onnxpb.TensorProto_INT8, true, false)},
 	{Name: "qdq", Opset: 13, Doc: "QuantizeLinear and DequantizeLinear around every product", Activations: true, product: static(false)},
+	{Name: "qdq-biases", Opset: 13, Doc: "the same with biases of 8 bits", Activations: true, Biases: true, product: static(false)},
+	{Name: "gemm", Opset: 13, Doc: "Gemm of DequantizeLinear with a bias of int32", product: gemm},
 	{Name: "qoperator", Opset: 10, Doc: "QLinearMatMul with quantised activations", Activations: true, product: static(true)},
 }
 
@@ -86,20 +89,51 @@ func (s Scheme) Quantise(m *graph.Model) error {
 		if n.Int("transB", 0) != 0 {
 			w = w.transposed()
 		}
+		q.bias = n.Input(2)
 		y, err := s.product(q, n, n.In[0], w)
 		if err != nil {
 			return fmt.Errorf("%v: %w", n, err)
 		}
-		if bias := n.Input(2); bias != nil {
-			y = q.p.Op("Add", n.Name+"/bias", []*graph.Value{y, bias})
+		if q.bias != nil {
+			y = q.p.Op("Add", n.Name+"/bias", []*graph.Value{y, q.bias})
 		}
 		q.p.Replace(n.Out[0], y)
+	}
+	if s.Biases {
+		if err := q.biases(m.Graph); err != nil {
+			return err
+		}
 	}
 	keep := m.Graph.Dead()
 	if _, err := q.p.Apply(); err != nil {
 		return err
 	}
 	m.Graph.RemoveDead(keep)
+	return nil
+}
+
+// biases quantises vectors that are added, as tools do that quantise every Add.
+func (q *quantiser) biases(g *graph.Graph) error {
+	for _, n := range g.Nodes {
+		for i, v := range n.In {
+			t := v.Const()
+			if !n.Is("Add") || t == nil || len(t.Dims()) != 1 || t.Len() < 2 || t.DType() != onnxpb.TensorProto_FLOAT {
+				continue
+			}
+			x, err := t.Float64s()
+			if err != nil {
+				return err
+			}
+			scale, zero := affine(x, 0, 255, true)
+			codes := make([]int, len(x))
+			for k := range x {
+				codes[k] = code(x[k], scale, zero, 0, 255)
+			}
+			in := []*graph.Value{q.codes(v.Name+"_quantized", onnxpb.TensorProto_UINT8, t.Dims(), codes), q.floats(v.Name+"_scale", nil, []float64{scale}),
+				q.codes(v.Name+"_zero_point", onnxpb.TensorProto_UINT8, nil, []int{int(zero)})}
+			q.p.SetInput(n, i, q.p.Op("DequantizeLinear", v.Name+"/DequantizeLinear", in))
+		}
+	}
 	return nil
 }
 
@@ -116,6 +150,7 @@ func (w matrix) transposed() matrix {
 // quantiser adds the nodes of quantised products.
 type quantiser struct {
 	p      *graph.Patch
+	bias   *graph.Value                    // that is added next; nil when the product took it
 	inputs map[*graph.Value][]*graph.Value // activations that were quantised for another product, as tools share them
 }
 
@@ -212,6 +247,25 @@ func dequantised(dtype onnxpb.TensorProto_DataType, l layout, asymmetric bool) f
 		v := q.weight(w, dtype, l, asymmetric)
 		return q.p.Op("MatMul", n.Name, []*graph.Value{x, v}), nil
 	}
+}
+
+// gemm keeps a Gemm, whose bias has 32 bits and a fixed scale.
+func gemm(q *quantiser, n *graph.Node, x *graph.Value, w matrix) (*graph.Value, error) {
+	v := q.weight(w, onnxpb.TensorProto_INT8, layout{cols: 1}, false)
+	if !n.Is("Gemm") || q.bias.Const() == nil {
+		return q.p.Op("MatMul", n.Name, []*graph.Value{x, v}), nil
+	}
+	b, err := q.bias.Const().Float64s()
+	if err != nil {
+		return nil, err
+	}
+	codes := make([]int32, len(b))
+	for i := range b {
+		codes[i] = int32(math.RoundToEven(b[i] / 0x1p-20))
+	}
+	in := []*graph.Value{q.p.Init(graph.NewTensor(q.bias.Name+"_quantized", []int64{int64(len(b))}, codes)), q.floats(q.bias.Name+"_scale", nil, []float64{0x1p-20})}
+	q.bias = nil
+	return q.p.Op("Gemm", n.Name, []*graph.Value{x, v, q.p.Op("DequantizeLinear", n.Name+"/bias", in)}), nil
 }
 
 // weight is a weight behind DequantizeLinear.

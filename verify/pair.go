@@ -101,7 +101,11 @@ func Run(ctx context.Context, q Request) (*Report, error) {
 		}
 		tick(d.name)
 	}
-	return r.report()
+	rep, err := r.report()
+	if err != nil {
+		return nil, err
+	}
+	return rep, rep.plainly(ctx, q)
 }
 
 // pairRun is one comparison under way.
@@ -277,23 +281,27 @@ func sameInputs(a, b *Model) error {
 }
 
 // prompt cuts n tokens for each of count sequences out of the request's text, or draws them.
-func (r *pairRun) prompt(count, n int) [][]int64 {
-	in := r.original.input(r.original.Tokens)
+func (r *pairRun) prompt(count, n int) [][]int64 { return r.original.Prompts(r.Text, r.Seed, count, n) }
+
+// Prompts cuts n tokens for each of count sequences out of a text, or draws them where it is empty. A model without an input
+// of token ids has none.
+func (s *Signature) Prompts(text []int64, seed uint64, count, n int) [][]int64 {
+	in := s.input(s.Tokens)
 	if in == nil {
 		return nil
 	}
 	rows := cmp.Or(in.Rows, defaultVocabulary)
-	rng := rand.New(rand.NewPCG(r.Seed, uint64(count*1000+n)))
+	rng := rand.New(rand.NewPCG(seed, uint64(count*1000+n)))
 	out := make([][]int64, count)
 	for b := range out {
 		out[b] = make([]int64, n)
 		start := 0
-		if spare := len(r.Text) - n; spare > 0 {
+		if spare := len(text) - n; spare > 0 {
 			start = rng.IntN(spare)
 		}
 		for i := range out[b] {
-			if len(r.Text) > 0 {
-				out[b][i] = r.Text[(start+i)%len(r.Text)]
+			if len(text) > 0 {
+				out[b][i] = text[(start+i)%len(text)]
 			} else {
 				out[b][i] = rng.Int64N(rows)
 			}

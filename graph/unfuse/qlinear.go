@@ -2,6 +2,7 @@ package unfuse
 
 import (
 	"fmt"
+	"strings"
 
 	"onnx-dha/graph"
 	"onnx-dha/graph/onnxpb"
@@ -29,6 +30,16 @@ func init() {
 	}
 	rows["com.microsoft.QLinearConcat"] = row{attrs: []string{"axis"}, required: 5, inputs: 1 << 10, outputs: 1, expand: quantisedConcat}
 	rows["Mul"] = row{required: 2, inputs: 2, outputs: 1, expand: dynamicProduct, applies: func(n *graph.Node) bool { return integerProduct(n) != nil }}
+}
+
+// OnCodes reports whether n is an operator of the table that computes on codes of activations.
+func OnCodes(n *graph.Node) bool {
+	name := opName(n)
+	r, ok := rows[name]
+	if !ok || r.applies != nil && !r.applies(n) {
+		return false
+	}
+	return strings.Contains(name, "QLinear") || name == "com.microsoft.QGemm" || name == "com.microsoft.QAttention" || name == "Mul"
 }
 
 // dequantise reads the quantised tensor that is input i of the node, with scale and zero point behind it.
