@@ -82,7 +82,7 @@ func TestAction(t *testing.T) {
 		c.Env = append(os.Environ(), asProgram+"=1", "GITHUB_STEP_SUMMARY="+filepath.Join(dir, "summary"), "GITHUB_OUTPUT="+filepath.Join(dir, "outputs"))
 		for name, value := range step.Env {
 			input := strings.TrimSpace(strings.TrimSuffix(strings.TrimPrefix(value, "${{"), "}}"))
-			name, value = name, home
+			value = home
 			if input != "github.action_path" {
 				input = strings.TrimPrefix(input, "inputs.")
 				def, ok := a.Inputs[input]
