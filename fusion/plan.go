@@ -49,13 +49,13 @@ type Plan struct {
 
 // Layers lists one block for each layer of the model: those that are in several bodies are planned alike.
 func (p *Plan) Layers() []BlockPlan {
-	var out []BlockPlan
+	var blocks []*attention.Block
 	for _, b := range p.Blocks {
-		if !slices.ContainsFunc(out, func(o BlockPlan) bool { return o.Block.Name == b.Block.Name }) {
-			out = append(out, b)
-		}
+		blocks = append(blocks, b.Block)
 	}
-	return out
+	layers := attention.Layers(blocks)
+	out := slices.Clone(p.Blocks)
+	return slices.DeleteFunc(out, func(b BlockPlan) bool { return !slices.Contains(layers, b.Block) })
 }
 
 // Lowering is the form that an attention core takes in the rewritten graph.

@@ -19,18 +19,20 @@ type side struct {
 func (e *editor) filled(bp fusion.BlockPlan) (order []*graph.Node, sides map[*graph.Node][]side) {
 	all := changes(bp, natural(bp.Block.Heads))
 	sides = map[*graph.Node][]side{}
-	for i, f := range []*attention.Fill{bp.Block.KeyFill, bp.Block.ValueFill} {
-		if f == nil || f.Path.Operand.Graph.Model != e.g.Model || e.fills[f] {
-			continue
+	for i, fills := range [][]*attention.Fill{bp.Block.KeyFills, bp.Block.ValueFills} {
+		for _, f := range fills {
+			if f.Path.Operand.Graph.Model != e.g.Model || e.fills[f] {
+				continue
+			}
+			e.fills[f] = true
+			c := all[1+i]
+			c.path, c.touched = f.Path, c.alters()
+			n := f.Path.Projection.Node
+			if sides[n] == nil {
+				order = append(order, n)
+			}
+			sides[n] = append(sides[n], side{c, f.Cache})
 		}
-		e.fills[f] = true
-		c := all[1+i]
-		c.path, c.touched = f.Path, c.alters()
-		n := f.Path.Projection.Node
-		if sides[n] == nil {
-			order = append(order, n)
-		}
-		sides[n] = append(sides[n], side{c, f.Cache})
 	}
 	return order, sides
 }

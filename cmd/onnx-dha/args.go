@@ -100,10 +100,17 @@ func flagNames(c *cli.Command) []string {
 	return names
 }
 
-// arguments returns the arguments of a command, one for each of the names of ArgsUsage.
+// arguments returns the arguments of a command, one for each of the names of ArgsUsage, or more for a last one that ends
+// in dots.
 func arguments(c *cli.Context) ([]string, error) {
 	want := strings.Fields(c.Command.ArgsUsage)
 	got := c.Args().Slice()
+	if last := len(want) - 1; last >= 0 && strings.HasSuffix(want[last], "...") {
+		want[last] = strings.TrimSuffix(want[last], "...")
+		for len(want) < len(got) {
+			want = append(want, want[last])
+		}
+	}
 	switch {
 	case len(got) < len(want):
 		return nil, usageError("%s is missing; usage: %s %s", strings.Join(want[len(got):], " and "), c.Command.HelpName, c.Command.ArgsUsage)

@@ -20,7 +20,7 @@ func initCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "init",
 		Usage:     "write a dha.yaml to start from",
-		ArgsUsage: "MODEL",
+		ArgsUsage: "MODEL...",
 		Description: "Writes a commented configuration with all attention blocks of the model, groups of neighbouring heads,\n" +
 			"and the model's fingerprint. Give the numbers of heads, or the share of the cache that may stay.",
 		Flags: common("write the configuration to `FILE`, - for standard output (default: dha.yaml beside the model)",
@@ -41,25 +41,29 @@ func initialise(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	paths, err := modelPaths(args)
+	if err != nil {
+		return err
+	}
 	path := c.String("output")
 	if path == "" {
-		path = filepath.Join(filepath.Dir(args[0]), "dha.yaml")
+		path = filepath.Join(filepath.Dir(paths[0]), "dha.yaml")
 	}
 	if _, err := os.Stat(path); err == nil && path != "-" && !c.Bool("force") {
-		if err := apart(path, args[0]); err != nil {
+		if err := apart(path, paths...); err != nil {
 			return err
 		}
 		return usageError("%s exists; --force replaces it, -o names another", path)
 	}
-	m, found, err := openModel(args[0])
+	models, err := openModels(paths, nil)
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	if err := needBlocks(m, found); err != nil {
+	defer models.close()
+	if err := models.needBlocks(); err != nil {
 		return err
 	}
-	cfg, err := fusion.Draft(found.Blocks, target)
+	cfg, err := fusion.Draft(models.blocks(), target)
 	if err != nil {
 		return coded(exitUsage, err)
 	}
@@ -71,10 +75,10 @@ func initialise(c *cli.Context) error {
 		_, err := c.App.Writer.Write(data)
 		return err
 	}
-	if err := writeFile(path, data, args[0]); err != nil {
+	if err := writeFile(path, data, paths...); err != nil {
 		return err
 	}
-	d, err := describeDraft(path, cfg, found)
+	d, err := describeDraft(path, cfg, models)
 	if err != nil {
 		return err
 	}
@@ -125,8 +129,8 @@ type blockDraft struct {
 	ValueAfter  int    `json:"value_heads_after"`
 }
 
-func describeDraft(path string, cfg *fusion.Config, found *attention.Report) (*draft, error) {
-	plan, err := cfg.Resolve(found.Blocks)
+func describeDraft(path string, cfg *fusion.Config, models set) (*draft, error) {
+	plan, err := cfg.Resolve(models.blocks())
 	if err != nil {
 		return nil, err
 	}
@@ -135,13 +139,16 @@ func describeDraft(path string, cfg *fusion.Config, found *attention.Report) (*d
 	for _, p := range layers {
 		b := p.Block
 		d.Blocks = append(d.Blocks, blockDraft{b.Name, b.KVHeads, p.Key.Heads(), b.ValueHeads, p.Value.Heads()})
-		d.Before += cacheBytes(b, found.Facts)
-		d.After += fusion.CacheBytes(b, found.Facts, p.Key.Heads(), p.Value.Heads())
+		facts := models.of(b).found.Facts
+		d.Before += cacheBytes(b, facts)
+		d.After += fusion.CacheBytes(b, facts, p.Key.Heads(), p.Value.Heads())
 	}
-	d.NotNamed = len(attention.Layers(found.Blocks)) - len(layers)
-	for _, u := range found.Unsupported {
-		if u.Attention {
-			d.NotNamed++
+	d.NotNamed = len(attention.Layers(models.blocks())) - len(layers)
+	for _, src := range models {
+		for _, u := range src.found.Unsupported {
+			if u.Attention {
+				d.NotNamed++
+			}
 		}
 	}
 	return d, nil

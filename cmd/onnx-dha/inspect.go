@@ -20,7 +20,7 @@ func inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "list a model's attention blocks",
-		ArgsUsage: "MODEL",
+		ArgsUsage: "MODEL...",
 		Description: "Finds every attention block and describes it: heads, position embedding, cache, weights, and the bytes\n" +
 			"that one token takes in the cache. What cannot be rewritten is listed with the place and the reason.",
 		Flags: common(reportOutput,
@@ -103,20 +103,32 @@ func inspect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	src, err := openSource(args[0], nil)
+	paths, err := modelPaths(args)
 	if err != nil {
 		return err
 	}
-	m, found := src.m, src.found
-	defer m.Close()
-	d := describeModel(src, c.Bool("why"))
-	if err := emit(c, c.String("output"), d, func(w io.Writer, color bool) error { return d.print(w, color) }, args[0]); err != nil {
+	models, err := openModels(paths, nil)
+	if err != nil {
 		return err
 	}
-	if len(found.Blocks) > 0 {
-		return nil
+	defer models.close()
+	var all []*inspection
+	for _, src := range models {
+		all = append(all, describeModel(src, c.Bool("why")))
 	}
-	return needBlocks(m, found)
+	err = emit(c, c.String("output"), several(all), func(w io.Writer, color bool) error {
+		for i, d := range all {
+			fmt.Fprint(w, strings.Repeat("\n", min(i, 1)))
+			if err := d.print(w, color); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, paths...)
+	if err != nil || len(models.blocks()) > 0 {
+		return err
+	}
+	return models.needBlocks()
 }
 
 func describeModel(src *source, all bool) *inspection {

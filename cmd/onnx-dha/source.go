@@ -18,6 +18,8 @@ type source struct {
 	m          *graph.Model
 	found      *attention.Report
 	expansions []unfuse.Expansion
+	refused    []unfuse.Refusal
+	set        set // the models that were opened together, this one among them
 	// Of the file, before anything was expanded.
 	nodes      int
 	parameters int64
@@ -26,6 +28,24 @@ type source struct {
 // openSource loads a model, expands the fused operators that only accepts (nil: all) and finds the attention blocks. The
 // model must be closed.
 func openSource(path string, only func(*graph.Node) bool) (*source, error) {
+	s, err := openModels([]string{path}, []func(*graph.Node) bool{only})
+	if err != nil {
+		return nil, err
+	}
+	return s[0], nil
+}
+
+// openBeside is openSource for a model that passes caches to others, or takes them from them.
+func openBeside(path string, others []string) (*source, error) {
+	s, err := openModels(ordered(append([]string{path}, others...)), nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.at(path), nil
+}
+
+// loadSource loads a model and expands fused operators.
+func loadSource(path string, only func(*graph.Node) bool) (*source, error) {
 	m, err := loadModel(path)
 	if err != nil {
 		return nil, err
@@ -35,23 +55,25 @@ func openSource(path string, only func(*graph.Node) bool) (*source, error) {
 		m.Close()
 		return nil, coded(exitModel, fmt.Errorf("%s: %w", path, err))
 	}
-	done, refused, err := unfuse.Expand(m, only)
-	if err != nil {
+	if s.expansions, s.refused, err = unfuse.Expand(m, only); err != nil {
 		m.Close()
 		return nil, coded(exitModel, fmt.Errorf("%s: %w", path, err))
 	}
-	s.expansions, s.found = done, attention.Find(m)
-	for i := range s.found.Unsupported {
-		u := &s.found.Unsupported[i]
-		for _, r := range refused {
+	return s, nil
+}
+
+// describe takes what was found. People know the nodes of the file, not those that took a fused one's place.
+func (s *source) describe(found *attention.Report) {
+	s.found = found
+	for i := range found.Unsupported {
+		u := &found.Unsupported[i]
+		for _, r := range s.refused {
 			if u.Node == r.Node || u.At == r.Node {
 				u.Why = r.Why
 			}
 		}
-		// People know the nodes of the file, not those that took a fused one's place.
-		u.Node, u.At = unfuse.Fused(done, u.Node), unfuse.Fused(done, u.At)
+		u.Node, u.At = unfuse.Fused(s.expansions, u.Node), unfuse.Fused(s.expansions, u.At)
 	}
-	return s, nil
 }
 
 // fusedIn lists the expansions that a block lies in.
@@ -66,43 +88,12 @@ func (s *source) fusedIn(b *attention.Block) []*unfuse.Expansion {
 	return out
 }
 
-// planned returns the model with the plan of a configuration. Operators that belong to no block of the plan are fused, as
-// they are in the file. s is closed where another copy takes its place.
+// planned returns the model with the plan of a configuration, which is for the models beside it too. Operators that belong
+// to no block of the plan are fused, as they are in the file. s is closed where another copy takes its place.
 func (s *source) planned(c *fusion.Config) (*source, *fusion.Plan, error) {
-	plan, err := c.Resolve(s.found.Blocks)
-	if err != nil {
-		return s, nil, err
-	}
-	nodes := map[*graph.Node]bool{}
-	for _, b := range plan.Blocks {
-		for n := range b.Block.Nodes() {
-			nodes[n] = true
-		}
-	}
-	needed := 0
-	for _, e := range s.expansions {
-		if slices.ContainsFunc(e.Nodes, func(n *graph.Node) bool { return nodes[n] }) {
-			needed++
-		}
-	}
-	if len(plan.Blocks) == 0 || needed == len(s.expansions) {
-		return s, plan, nil
-	}
-	again, err := openSource(s.path, unfuse.Owners(s.expansions, nodes))
-	if err != nil {
-		return s, nil, err
-	}
-	// Blocks without a scope of their own are numbered, which fewer blocks would be otherwise.
-	names := map[string]string{}
-	for _, b := range s.found.Blocks {
-		names[b.Body+"\x00"+b.Softmax.Out[0].Name] = b.Name
-	}
-	for _, b := range again.found.Blocks {
-		if name, ok := names[b.Body+"\x00"+b.Softmax.Out[0].Name]; ok {
-			b.Name = name
-		}
-	}
-	s.m.Close()
-	plan, err = c.Resolve(again.found.Blocks)
-	return again, plan, err
+	again, plan, err := s.set.planned(c)
+	return again.at(s.path), plan, err
 }
+
+// close closes the model and those beside it.
+func (s *source) close() { s.set.close() }

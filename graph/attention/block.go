@@ -32,9 +32,9 @@ type Block struct {
 	Mask     Mask
 	KeyCache *Cache // nil without a cache
 	ValCache *Cache
-	// KeyFill and ValueFill say what fills the caches of a block whose Key and Value are bare; nil where a block of the same
-	// name does.
-	KeyFill, ValueFill *Fill
+	// KeyFills and ValueFills say what fills the caches of a block whose Key and Value are bare: one place in every model that
+	// does; none where a block of the same name does.
+	KeyFills, ValueFills []*Fill
 
 	// Fixed says why a block that is described cannot be rewritten, empty when it can; apart is why it could not if its bare
 	// paths were filled.

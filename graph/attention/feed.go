@@ -38,36 +38,36 @@ func cacheName(name string, words []string) string {
 // Projected returns the paths that project the keys and the values of a block: its own, or those that fill its caches. Each
 // is nil where another block of the same layer does.
 func (b *Block) Projected() (key, value *Path) {
-	of := func(p *Path, fill *Fill) *Path {
+	of := func(p *Path, fills []*Fill) *Path {
 		switch {
 		case p.Bare == "":
 			return p
-		case fill != nil:
-			return fill.Path
+		case len(fills) > 0:
+			return fills[0].Path
 		}
 		return nil
 	}
-	return of(b.Key, b.KeyFill), of(b.Value, b.ValueFill)
+	return of(b.Key, b.KeyFills), of(b.Value, b.ValueFills)
 }
 
 // fed lists the bare sides of a block that come from a cache: an input of a graph with heads, while its queries are
 // projected.
-func (b *Block) fed() []**Fill {
+func (b *Block) fed() []*[]*Fill {
 	if b.Query.Bare != "" {
 		return nil
 	}
-	var out []**Fill
+	var out []*[]*Fill
 	for _, s := range []struct {
-		p    *Path
-		c    *Cache
-		fill **Fill
-	}{{b.Key, b.KeyCache, &b.KeyFill}, {b.Value, b.ValCache, &b.ValueFill}} {
+		p     *Path
+		c     *Cache
+		fills *[]*Fill
+	}{{b.Key, b.KeyCache, &b.KeyFills}, {b.Value, b.ValCache, &b.ValueFills}} {
 		switch {
 		case s.p.Bare == "":
 		case s.c == nil || s.c.Past != s.p.Projection.Output:
 			return nil
 		default:
-			out = append(out, s.fill)
+			out = append(out, s.fills)
 		}
 	}
 	return out
@@ -97,14 +97,14 @@ func feed(all []*search) {
 			known := len(sides) > 0
 			for _, side := range sides {
 				c, p := b.KeyCache, b.Key
-				if side == &b.ValueFill {
+				if side == &b.ValueFills {
 					c, p = b.ValCache, b.Value
 				}
 				ok := false
 				for _, g := range c.givers(all) {
 					if given[g.v] {
 						ok = true
-						break
+						continue
 					}
 					fill, tried := fills[g.v]
 					if !tried {
@@ -112,8 +112,7 @@ func feed(all []*search) {
 						fills[g.v] = fill
 					}
 					if fill != nil {
-						*side, ok = fill, true
-						break
+						*side, ok = append(*side, fill), true
 					}
 				}
 				known = known && ok

@@ -1,9 +1,13 @@
 package attention
 
-import "onnx-dha/graph"
+import (
+	"slices"
+
+	"onnx-dha/graph"
+)
 
 // Nodes returns the nodes that a block consists of, from its projections to its output projection, the side branches to
-// caches and what reads the weights included.
+// caches, what reads the weights, and what fills its caches elsewhere included.
 func (b *Block) Nodes() map[*graph.Node]bool {
 	nodes := map[*graph.Node]bool{}
 	add := func(list ...*graph.Node) {
@@ -22,6 +26,12 @@ func (b *Block) Nodes() map[*graph.Node]bool {
 		add(p.Tails...)
 		add(p.Projection.Node, p.Projection.Reader)
 		add(p.Projection.Nodes...)
+	}
+	for _, f := range slices.Concat(b.KeyFills, b.ValueFills) {
+		add(f.Path.Nodes...)
+		add(f.Path.Tails...)
+		add(f.Path.Projection.Node, f.Path.Projection.Reader)
+		add(f.Path.Projection.Nodes...)
 	}
 	if o := b.Output; o != nil {
 		add(o.Nodes...)
