@@ -71,6 +71,9 @@ func DefaultCases(s *Signature) []Case {
 	return out
 }
 
+// MaxPositions returns how many positions the model knows, 0 when nothing bounds them.
+func (s *Signature) MaxPositions() int { return s.positions() }
+
 // positions returns the number of rows of the model's smallest table of positions, 0 when it looks none up.
 func (s *Signature) positions() int {
 	rows := 0

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -237,18 +238,28 @@ func evenly(n, k int) []int {
 	return out
 }
 
-// Write puts the recording into a folder: golden.json and golden.npz.
-func (r *Recorder) Write(folder string, rep *Report, fingerprint string) error {
+// Golden returns the recording without writing it.
+func (r *Recorder) Golden(rep *Report, fingerprint string) (*Golden, error) {
+	r.complete(rep, fingerprint)
+	g := &Golden{Recording: r.recording, arrays: r.arrays}
+	return g, g.check()
+}
+
+// complete enters what is known when the comparison is over.
+func (r *Recorder) complete(rep *Report, fingerprint string) {
 	rec := &r.recording
 	rec.Version, rec.Original, rec.Fingerprint = RecordingVersion, rep.Original, fingerprint
 	rec.Runtime, rec.Seed, rec.Inputs = rep.Runtime, rep.Seed, rep.Inputs
-	rec.Provider = rep.Provider
+	rec.Provider = cmp.Or(rep.ReferenceProvider, rep.Provider)
 	if p := rep.Generated; p != nil {
 		rec.Generated = &RecordedTokens{p.Prompts, p.Tokens, p.Original}
 	}
-	if rep.ReferenceProvider != "" {
-		rec.Provider = rep.ReferenceProvider
-	}
+}
+
+// Write puts the recording into a folder: golden.json and golden.npz.
+func (r *Recorder) Write(folder string, rep *Report, fingerprint string) error {
+	r.complete(rep, fingerprint)
+	rec := &r.recording
 	if len(rec.Runs) == 0 {
 		return fmt.Errorf("golden outputs: no run measured drift, so there is nothing to record")
 	}

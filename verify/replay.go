@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -167,7 +168,7 @@ func (g *Golden) run(ctx context.Context, m *Model, s *section, n int) error {
 		s.fail(run.Case, err)
 		return nil
 	}
-	for _, output := range sortedRows(run.Rows) {
+	for _, output := range slices.Sorted(maps.Keys(run.Rows)) {
 		l := s.line(run.Case, output, m.Logits == output, false)
 		l.steps += len(outs)
 		l.meter.trace = false // rows of several steps are compared at once
@@ -266,15 +267,6 @@ func (g *Golden) text(ctx context.Context, m *Model, rep *Report) error {
 		Tokens: now.Tokens, Original: g.Text.Loss.Perplexity, Perplexity: now.Perplexity, Ratio: now.Perplexity / g.Text.Loss.Perplexity,
 	}}})
 	return nil
-}
-
-func sortedRows(m map[string][]int) []string {
-	var names []string
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func writeJSON(path string, v any) error {

@@ -22,8 +22,27 @@ func (r *Report) WriteText(w io.Writer) error {
 	if r.Drift != nil {
 		b.WriteString(r.Drift.text("Drift: against the original"))
 	}
+	if r.Golden != nil {
+		b.WriteString(r.OriginalGolden.text("Expected outputs: against the original"))
+		b.WriteString(r.Golden.text("Expected outputs: against the rewritten model"))
+	}
+	if r.Layers != nil {
+		b.WriteString(r.Layers.String())
+	}
+	if r.Bisection != nil {
+		b.WriteString(r.Bisection.String())
+	}
+	for _, p := range r.Providers {
+		b.WriteString(p.String())
+	}
+	for _, p := range r.Placement {
+		b.WriteString(p.String())
+	}
 	if r.Text != nil {
 		b.WriteString(r.Text.String())
+	}
+	if r.Generated != nil {
+		b.WriteString(r.Generated.String())
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(&b, "\nnote: %s\n", n)
@@ -39,6 +58,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	if r.Drift != nil {
 		fmt.Fprintf(&b, "drift          %s  %s\n", verdict(r.DriftPassed()), r.Drift.Tolerance)
+	}
+	if len(r.Providers) > 0 {
+		fmt.Fprintf(&b, "providers      %s\n", verdict(r.ProvidersPassed()))
 	}
 	fmt.Fprintf(&b, "overall        %s\n", verdict(r.Passed()))
 	_, err := io.WriteString(w, b.String())

@@ -101,6 +101,9 @@ func noWindow(ids []int64, window int) error {
 		len(ids), window)
 }
 
+// Windows cuts a text as Perplexity does.
+func Windows(ids []int64, window, limit int) [][]int64 { return windowsOf(ids, window, limit) }
+
 func windowsOf(ids []int64, window, limit int) [][]int64 {
 	var out [][]int64
 	for window >= 2 && len(ids) >= window && (limit <= 0 || len(out) < limit) {

@@ -143,7 +143,7 @@ func TestBashCompletion(t *testing.T) {
 		"onnx-dha rewrite m.onnx --lo":      "--lowering",
 		"onnx-dha rewrite m --lowering ":    "auto expand grouped",
 		"onnx-dha rewrite m --weights s":    "share",
-		"onnx-dha verify a b --provider ":   "cpu cuda",
+		"onnx-dha verify a b --provider ":   "coreml cpu cuda directml openvino tensorrt webgpu xnnpack",
 		"onnx-dha completion ":              "bash fish zsh",
 		"onnx-dha inspect mod":              "", // file names are bash's own part
 		"onnx-dha inspect --quiet --js":     "--json",

@@ -26,15 +26,20 @@ func sampleFlags(samples int) []cli.Flag {
 // openSamples reads --data as the options say, for the model of a lab. heldOut is the share to keep apart, heldOutSamples
 // bounds that part.
 func openSamples(c *cli.Context, l *learn.Lab, heldOut float64, heldOutSamples int) (*data.Set, error) {
+	return openSet(c, l.Path, l.Signature, nil, heldOut, heldOutSamples)
+}
+
+// openSet is openSamples for a model of a known signature. outputs are those whose expected values are wanted.
+func openSet(c *cli.Context, path string, sig *verify.Signature, outputs []ort.IO, heldOut float64, heldOutSamples int) (*data.Set, error) {
 	o := data.Options{
 		Tokenizer: c.String("tokenizer"), Separator: c.String("separator"), Bare: c.Bool("bare"),
-		Samples: c.Int("samples"), SeqLen: c.Int("seq-len"), HeldOut: heldOut, HeldOutSamples: heldOutSamples,
+		Samples: c.Int("samples"), SeqLen: c.Int("seq-len"), HeldOut: heldOut, HeldOutSamples: heldOutSamples, Outputs: outputs,
 	}
-	if n, fixed := l.Signature.Fixed(verify.Seq); fixed && o.SeqLen == 0 && n > 1 {
+	if n, fixed := sig.Fixed(verify.Seq); fixed && o.SeqLen == 0 && n > 1 {
 		o.SeqLen = n
 	}
 	vocab := int64(0)
-	for _, in := range l.Signature.Inputs {
+	for _, in := range sig.Inputs {
 		shape := make([]int64, len(in.Dims))
 		for i, d := range in.Dims {
 			shape[i] = -1
@@ -43,9 +48,9 @@ func openSamples(c *cli.Context, l *learn.Lab, heldOut float64, heldOutSamples i
 			}
 		}
 		o.Inputs = append(o.Inputs, ort.IO{Name: in.Name, DType: in.DType, Shape: shape})
-		if in.Name == l.Signature.Tokens {
+		if in.Name == sig.Tokens {
 			vocab = in.Rows
-		} else if made[in.Role] && l.Signature.Tokens != "" {
+		} else if made[in.Role] && sig.Tokens != "" {
 			o.Optional = append(o.Optional, in.Name)
 		}
 	}
@@ -53,8 +58,8 @@ func openSamples(c *cli.Context, l *learn.Lab, heldOut float64, heldOutSamples i
 	if err != nil {
 		return nil, coded(exitUsage, err)
 	}
-	if set.Tokens() && l.Signature.Tokens == "" {
-		return nil, usageError("data %q are tokens, but %s has no input of token ids; want tensors by input name: .npz, .npy or test_data_set_* folders", c.String("data"), l.Path)
+	if set.Tokens() && sig.Tokens == "" {
+		return nil, usageError("data %q are tokens, but %s has no input of token ids; want tensors by input name: .npz, .npy or test_data_set_* folders", c.String("data"), path)
 	}
 	if vocab > 0 {
 		if err := set.CheckVocabulary(int(vocab)); err != nil {
