@@ -29,13 +29,16 @@ type arch struct {
 	act   activation
 	gated bool // act(gate·x) ⊙ (up·x)
 
-	causal bool
-	cross  bool // a second attention per layer, to encoder_hidden_states
-	scale  float64
+	causal  bool
+	cross   bool // a second attention per layer, to encoder_hidden_states
+	scale   float64
+	window  int     // a query sees so many positions, its own the last; 0: all
+	softcap float64 // scores s become c·tanh(s/c); 0: they stay
 
 	types      bool    // token type embedding
 	tied       bool    // the embedding is the classifier
 	logitScale float64 // factor on the final hidden state; 0 means 1
+	embedScale float64 // factor on the embedding; 0 means 1
 	square     bool    // H·d has to be the model's width
 	hidden     bool    // the output is last_hidden_state
 	patch      int     // side of an image patch; 0 for text

@@ -94,6 +94,9 @@ type Family struct {
 	Name    string
 	Doc     string // the idioms that this row is here for
 	Decoder bool   // causal; Options.Cache applies
+	// Uniform says that the sequences of a batch are of one length, and one at a time after a prompt, because the operator
+	// of the style (GroupQueryAttention) takes no others.
+	Uniform bool
 
 	opset  int64 // by default
 	oldest int64 // that has the operators of the style; 11 when zero
@@ -107,11 +110,12 @@ func Families() []Family { return slices.Clone(families) }
 
 // Get returns the family called name.
 func Get(name string) (Family, error) {
-	i := slices.IndexFunc(families, func(f Family) bool { return f.Name == name })
-	if i < 0 {
-		return Family{}, fmt.Errorf("no test model family %q", name)
+	for _, f := range slices.Concat(families, dressedFamilies) {
+		if f.Name == name {
+			return f, nil
+		}
 	}
-	return families[i], nil
+	return Family{}, fmt.Errorf("no test model family %q", name)
 }
 
 var families = []Family{

@@ -78,7 +78,7 @@ func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error
 
 // hasPositionIDs reports whether the model takes positions from its caller.
 func (a *arch) hasPositionIDs() bool {
-	return a.causal && (a.position == learned || a.position == rotary)
+	return a.causal && !a.cross && (a.position == learned || a.position == rotary)
 }
 
 // mask is ones [batch, n] but for pad zeros in the last row, on the left or on the right.

@@ -196,6 +196,9 @@ func (r *Reference) embed(s *sequence) {
 	}
 	for i, id := range s.ids {
 		x := row("embed.weight", id)
+		if f := a.embedScale; f != 0 {
+			x = each(x, func(v float64) float64 { return v * f })
+		}
 		switch a.position {
 		case learned:
 			x = add(x, row("positions.weight", s.positions[i]))
@@ -289,8 +292,9 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 		kv := h / (a.heads / a.kvHeads)
 		for t, q := range queries[h] {
 			at := s.past + t
-			heads[h] = append(heads[h], attend(q, s.keys[i][kv], s.values[i][kv], a.scale,
-				func(key int) (float64, bool) { return bias(h, at, key), s.visible[key] && (!a.causal || key <= at) }))
+			heads[h] = append(heads[h], a.attend(q, s.keys[i][kv], s.values[i][kv], func(key int) (float64, bool) {
+				return bias(h, at, key), s.visible[key] && (!a.causal || key <= at) && (a.window == 0 || at-key < a.window)
+			}))
 		}
 	}
 	return r.join(layer(i, "o"), heads)
@@ -308,15 +312,15 @@ func (r *Reference) crossAttention(s *sequence, i int, x []vec) []vec {
 		v := each(values, func(v vec) vec { return r.head(v, kv) })
 		for _, xt := range x {
 			q := r.head(r.linear(layer(i, "cross_q"), xt), h)
-			heads[h] = append(heads[h], attend(q, k, v, a.scale, func(key int) (float64, bool) { return 0, s.encoderVisible[key] }))
+			heads[h] = append(heads[h], a.attend(q, k, v, func(key int) (float64, bool) { return 0, s.encoderVisible[key] }))
 		}
 	}
 	return r.join(layer(i, "cross_o"), heads)
 }
 
-// attend returns Σ_t p_t·values[t] with p = softmax over the visible t of scale·q·keys[t] + bias; zeros when nothing is
-// visible.
-func attend(q vec, keys, values []vec, scale float64, at func(key int) (bias float64, visible bool)) vec {
+// attend returns Σ_t p_t·values[t] with p = softmax over the visible t of cap(scale·q·keys[t]) + bias; zeros when nothing
+// is visible.
+func (a *arch) attend(q vec, keys, values []vec, at func(key int) (bias float64, visible bool)) vec {
 	scores := make(vec, len(keys))
 	top := math.Inf(-1)
 	for t, k := range keys {
@@ -325,7 +329,11 @@ func attend(q vec, keys, values []vec, scale float64, at func(key int) (bias flo
 			scores[t] = math.Inf(-1)
 			continue
 		}
-		scores[t] = scale*dot(q, k) + bias
+		score := a.scale * dot(q, k)
+		if a.softcap > 0 {
+			score = a.softcap * math.Tanh(score/a.softcap)
+		}
+		scores[t] = score + bias
 		top = max(top, scores[t])
 	}
 	out := make(vec, len(q))
