@@ -6,6 +6,7 @@ import (
 	"math/cmplx"
 	"math/rand/v2"
 
+	"gonum.org/v1/gonum/lapack/lapack64"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -27,7 +28,7 @@ func leading(a *mat.SymDense, r int) ([]float64, *mat.Dense, error) {
 	}
 	var e mat.EigenSym
 	if !e.Factorize(a, true) {
-		return nil, nil, fmt.Errorf("eigenvalues of a [%d, %d] matrix of statistics were not found; its entries are out of range", n, n)
+		return nil, nil, outOfRange(n)
 	}
 	all := e.Values(nil)
 	var vectors mat.Dense
@@ -43,6 +44,38 @@ func leading(a *mat.SymDense, r int) ([]float64, *mat.Dense, error) {
 	return values, out, nil
 }
 
+// rest returns what the r leading directions leave of a positive semi-definite matrix: the sum of its other eigenvalues.
+// Without eigenvectors it takes a tenth of the time.
+func rest(a *mat.SymDense, r int) (float64, error) {
+	n := a.SymmetricDim()
+	sum := 0.0
+	switch {
+	case r >= n:
+		return 0, nil
+	case n > denseEigen && 4*r <= n:
+		values, _, err := subspace(a, r)
+		if err != nil {
+			return 0, err
+		}
+		for _, v := range values {
+			sum += v
+		}
+		return max(mat.Trace(a)-sum, 0), nil
+	}
+	var e mat.EigenSym
+	if !e.Factorize(a, false) {
+		return 0, outOfRange(n)
+	}
+	for _, v := range e.Values(nil)[:n-r] {
+		sum += v
+	}
+	return max(sum, 0), nil
+}
+
+func outOfRange(n int) error {
+	return fmt.Errorf("eigenvalues of a [%d, %d] matrix of statistics were not found; its entries are out of range", n, n)
+}
+
 // subspace is leading by subspace iteration.
 func subspace(a *mat.SymDense, r int) ([]float64, *mat.Dense, error) {
 	const oversample, iterations = 8, 5
@@ -56,14 +89,12 @@ func subspace(a *mat.SymDense, r int) ([]float64, *mat.Dense, error) {
 		}
 	}
 	dense := mat.DenseCopyOf(a) // a general product is blocked and parallel in gonum, a symmetric one is neither
-	var q, next mat.Dense
 	for range iterations {
+		var next mat.Dense
 		next.Mul(dense, y)
-		if err := orthonormal(&q, &next); err != nil {
-			return nil, nil, err
-		}
-		y = mat.DenseCopyOf(&q)
+		y = orthonormal(&next)
 	}
+	var next mat.Dense
 	next.Mul(dense, y)
 	var small mat.Dense
 	small.Mul(y.T(), &next)
@@ -77,15 +108,18 @@ func subspace(a *mat.SymDense, r int) ([]float64, *mat.Dense, error) {
 	return values, out, nil
 }
 
-// orthonormal sets q to an orthonormal basis of the columns of y.
-func orthonormal(q, y *mat.Dense) error {
-	var qr mat.QR
-	qr.Factorize(y)
-	n, k := y.Dims()
-	var full mat.Dense
-	qr.QTo(&full)
-	*q = *mat.DenseCopyOf(full.Slice(0, n, 0, k))
-	return nil
+// orthonormal returns an orthonormal basis of the columns of y, [n, k] with k ≤ n; y is used up. The basis is made in the
+// place of y: gonum's mat.QR gives the whole [n, n] factor only.
+func orthonormal(y *mat.Dense) *mat.Dense {
+	a := y.RawMatrix()
+	tau, size := make([]float64, a.Cols), make([]float64, 1)
+	lapack64.Geqrf(a, tau, size, -1)
+	work := make([]float64, int(size[0]))
+	lapack64.Geqrf(a, tau, work, len(work))
+	lapack64.Orgqr(a, tau, size, -1)
+	work = make([]float64, int(size[0]))
+	lapack64.Orgqr(a, tau, work, len(work))
+	return y
 }
 
 // fixSigns makes the entry of the largest magnitude of every column positive.

@@ -24,7 +24,7 @@ type keys struct {
 	free   *stack      // the channels that are not turned; nil without any
 	// metric takes the place of lambda where the statistics have it and all channels are turned; nil otherwise.
 	metric *scoreMetric
-	pairs  pairCosts
+	inners innerTable
 }
 
 func newKeys(w *Weights, s *Stats) (*keys, error) {
@@ -211,6 +211,9 @@ func (k *keys) insert(m *mixture, group []int, part *mixture) {
 	}
 }
 
+// searchRounds bounds the rounds of the fit of a group that a search looks at.
+const searchRounds = 8
+
 func (k *keys) bestError(group []int) (float64, error) {
 	if len(group) == 1 {
 		return 0, nil
@@ -220,7 +223,7 @@ func (k *keys) bestError(group []int) (float64, error) {
 		if err != nil {
 			return 0, err
 		}
-		return k.metric.improve(k, group, m, 1e-2, 8)
+		return k.metric.improve(k, group, m, 1e-2, searchRounds)
 	}
 	return k.closedError(group, func(h, f int) float64 { return math.Sqrt(k.lambda[h][f]) }, (*stack).bestError)
 }
@@ -333,17 +336,19 @@ func (k *keys) part(m *mixture, group []int) *mixture {
 	return out
 }
 
-func (k *keys) inner(h, i, j int) (x float64) {
-	if k.metric != nil {
-		return k.metric.inner(h, i, j)
-	}
-	for f := range k.planes {
-		x += k.lambda[h][f] * real(k.turned[f].at(i, j))
-	}
-	if k.free != nil {
-		x += k.free.inner(h, i, j)
-	}
-	return x
+func (k *keys) inner(h, i, j int) float64 {
+	return k.inners.at(k.n, h, i, j, func(h, i, j int) (x float64) {
+		if k.metric != nil {
+			return k.metric.inner(h, i, j)
+		}
+		for f := range k.planes {
+			x += k.lambda[h][f] * real(k.turned[f].at(i, j))
+		}
+		if k.free != nil {
+			x += k.free.inner(h, i, j)
+		}
+		return x
+	})
 }
 
 func (k *keys) energy(i int) (x float64) {

@@ -19,8 +19,10 @@ type moments interface {
 	best(group []int) (*mixture, error)
 	// bestError is the residual of best, cheaply.
 	bestError(group []int) (float64, error)
-	// searchError is what a search for the best partition goes by: bestError, or an estimate where that is too dear.
-	searchError(group []int) (float64, error)
+	// pairError is bestError of two heads, or near it and cheaper.
+	pairError(pair []int) (float64, error)
+	// work is about how long bestError of a group of g heads takes, in nanoseconds of one core.
+	work(g int) float64
 	// principal is the best reconstruction of the heads themselves, whatever reads them (no metric).
 	principal(group []int) (*mixture, error)
 	// principalError is how far the reconstruction is off, whatever reads the heads.

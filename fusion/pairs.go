@@ -1,48 +1,50 @@
 package fusion
 
 import (
-	"sync"
+	"math"
 
 	"gonum.org/v1/gonum/mat"
 )
 
-// exactWork bounds the work of a search that fits every subset of heads: the number of subsets times the cube of the
-// channels of half the heads. Above it the costs of subsets are estimated from pairs; the groups that are chosen are
-// fitted in full all the same.
-const exactWork = 5e8
+// exactWork bounds the work, in nanoseconds of one core, of a search that fits every group it looks at. Above it costs are
+// estimated, and groups are fitted as far as it matters: see corrected.
+const exactWork = 3e10
 
-// affordable reports whether all subsets of n heads of d channels can be fitted in full.
-func affordable(n, d int) bool {
-	half := float64(n) / 2 * float64(d)
-	return float64(int(1)<<min(n, exactHeads))*half*half*half <= exactWork
+// correctionWork bounds the same where costs are corrected, searches included.
+const correctionWork = 1e10
+
+// tableWork is that of one search over all subsets of h items, each a step of the dynamic programming.
+func tableWork(h int) float64 {
+	if h > exactHeads {
+		return 0
+	}
+	return 4 * float64(h) * math.Pow(3, float64(h-1))
 }
 
-// pairCosts estimates the cost of a group from those of its pairs: (2/g)·Σ_{i<j} cost(i, j), which holds exactly for what a
-// mean loses, Σ_h |h − mean|² = (1/g) Σ_{i<j} |h_i − h_j|².
-type pairCosts struct {
-	mu sync.Mutex
-	m  map[[2]int]float64
+// searchWork is the work of fitting every group that a search for n groups of h items looks at, heads being the heads of
+// all items.
+func searchWork(work func(g int) float64, h, heads, n int) float64 {
+	if h <= exactHeads {
+		total, subsets := 0.0, 1.0
+		for g := 1; g <= h; g++ {
+			subsets *= float64(h-g+1) / float64(g)
+			total += subsets * work(g*heads/h)
+		}
+		return total
+	}
+	const looks = 50 // per pair of items, over all starts of a descent
+	return float64(looks*h*h) * work((heads+n-1)/n)
 }
 
-func (p *pairCosts) estimate(group []int, cost func(pair []int) (float64, error)) (float64, error) {
+// fromPairs estimates the cost of a group from those of its pairs: (2/g)·Σ_{i<j} cost(i, j), which holds exactly for what
+// a mean loses, Σ_h |h − mean|² = (1/g) Σ_{i<j} |h_i − h_j|².
+func fromPairs(group []int, cost func(pair []int) (float64, error)) (float64, error) {
 	sum := 0.0
 	for i, a := range group {
 		for _, b := range group[i+1:] {
-			pair := [2]int{a, b}
-			p.mu.Lock()
-			c, ok := p.m[pair]
-			p.mu.Unlock()
-			if !ok {
-				var err error
-				if c, err = cost(pair[:]); err != nil {
-					return 0, err
-				}
-				p.mu.Lock()
-				if p.m == nil {
-					p.m = map[[2]int]float64{}
-				}
-				p.m[pair] = c
-				p.mu.Unlock()
+			c, err := cost([]int{a, b})
+			if err != nil {
+				return 0, err
 			}
 			sum += c
 		}
@@ -50,17 +52,10 @@ func (p *pairCosts) estimate(group []int, cost func(pair []int) (float64, error)
 	return 2 * sum / float64(len(group)), nil
 }
 
-func (s *stack) searchError(group []int) (float64, error) {
-	if affordable(s.n, s.d) {
-		return s.bestError(group)
-	}
-	return s.pairs.estimate(group, s.pairError)
-}
-
 // pairDirections are the directions of a head that pairs are compared in where heads have more channels.
 const pairDirections = 32
 
-// pairError is bestError of two heads in the leading directions of each, of which as many are kept as one head has.
+// pairError is bestError in the leading directions of each head, of which as many are kept as one head has.
 func (s *stack) pairError(pair []int) (float64, error) {
 	r := min(s.d, pairDirections)
 	var reduced [2]*mat.Dense
@@ -97,22 +92,43 @@ func (s *stack) pairError(pair []int) (float64, error) {
 			}
 		}
 	}
-	values, _, err := leading(small, r)
-	if err != nil {
-		return 0, err
-	}
-	e := mat.Trace(small)
-	for _, v := range values {
-		e -= v
-	}
-	return max(e, 0), nil
+	return rest(small, r)
 }
 
-func (k *keys) searchError(group []int) (float64, error) {
-	if k.metric == nil || affordable(k.n, k.d) {
-		return k.bestError(group)
+// work is that of the eigenvalues of all channels of a group, and of averaging what its readers see.
+func (s *stack) work(g int) float64 {
+	if g < 2 {
+		return 0
 	}
-	return k.pairs.estimate(group, k.bestError)
+	n := float64(g * s.d)
+	w := 0.55 * n * n * n
+	if n > denseEigen && g >= 4 { // by subspace iteration
+		w = 2 * n * n * float64(s.d)
+	}
+	if len(s.seen) > 1 {
+		w += n * n * float64(g*len(s.seen)) / float64(s.n)
+	}
+	return w
 }
 
-func (r rigid) searchError(group []int) (float64, error) { return r.bestError(group) }
+func (k *keys) pairError(pair []int) (float64, error) { return k.bestError(pair) }
+
+// work is that of eigenvalues of g × g for every frequency, or of a fit in the metric of the scores.
+func (k *keys) work(g int) float64 {
+	if g < 2 {
+		return 0
+	}
+	w := 5 * float64(len(k.planes)) * math.Pow(float64(g), 3)
+	if n := float64(g * k.d); k.metric != nil {
+		w = searchRounds * (8*float64(g)*n*n + 0.08*n*n*n)
+	}
+	if k.free != nil {
+		w += k.free.work(g)
+	}
+	return w
+}
+
+func (r rigid) pairError(pair []int) (float64, error) { return r.bestError(pair) }
+
+// work is that of a system of g × g whose entries are products of heads.
+func (r rigid) work(g int) float64 { return math.Pow(float64(g), 3) }

@@ -21,6 +21,10 @@ type partitionTask struct {
 	equal bool // every group has as many items
 	cost  func(heads []int) (float64, error)
 	seed  uint64
+	// rough estimates cost where taking it of all groups would be too long; nil where it is not. work is the time that
+	// cost takes of g heads, in nanoseconds.
+	rough func(heads []int) (float64, error)
+	work  func(g int) float64
 }
 
 // heads returns the heads of a set of items, ascending.
@@ -131,11 +135,11 @@ func (t *partitionTask) exactPartitions(n int) ([][][]int, error) {
 	for k := 2; k <= n; k++ {
 		next := make([]float64, len(best))
 		choice[k] = make([]int32, len(best))
-		for m := range next {
+		inChunks(len(next), func(m int) {
 			next[m] = math.Inf(1)
 			size := bits.OnesCount(uint(m))
 			if size < k || k == n && m != full { // the last step needs the whole only
-				continue
+				return
 			}
 			low := m & -m
 			rest := m &^ low
@@ -150,7 +154,7 @@ func (t *partitionTask) exactPartitions(n int) ([][][]int, error) {
 					break
 				}
 			}
-		}
+		})
 		best = next
 		if !math.IsInf(best[full], 1) {
 			out[k-1] = read(k)
@@ -159,21 +163,56 @@ func (t *partitionTask) exactPartitions(n int) ([][][]int, error) {
 	return out, nil
 }
 
-// search returns the cheapest partition found: exact for up to exactHeads items, else by descent.
-func (t *partitionTask) search() ([][]int, error) {
-	switch {
-	case t.n == len(t.items):
-		return t.neighbours(), nil
-	case t.n == 1:
-		return t.neighbours(), nil
-	case len(t.items) <= exactHeads:
-		all, err := t.exactPartitions(t.n)
-		if err != nil {
-			return nil, err
-		}
-		return all[t.n-1], nil
+// inChunks calls f for 0 … n−1 on all cores.
+func inChunks(n int, f func(i int)) {
+	const chunk = 256
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				from := int(next.Add(chunk)) - chunk
+				if from >= n {
+					return
+				}
+				for i := from; i < min(n, from+chunk); i++ {
+					f(i)
+				}
+			}
+		})
 	}
-	return t.descend()
+	wg.Wait()
+}
+
+// search returns the cheapest partitions found, by their number of groups less one; of t.n groups at least, unless equal
+// groups do not come out.
+func (t *partitionTask) search() ([][][]int, error) {
+	if t.n == len(t.items) || t.n == 1 {
+		out := make([][][]int, t.n)
+		out[t.n-1] = t.neighbours()
+		return out, nil
+	}
+	if t.rough != nil {
+		return t.corrected()
+	}
+	return t.cheapest(nil)
+}
+
+// cheapest is the search by costs as they are: exact for up to exactHeads items, then for all numbers of groups at once,
+// else by descent, from a partition that is known if there is one.
+func (t *partitionTask) cheapest(from [][]int) ([][][]int, error) {
+	if h := len(t.items); h <= exactHeads {
+		return t.exactPartitions(h)
+	}
+	out := make([][][]int, t.n)
+	var err error
+	if from == nil {
+		out[t.n-1], err = t.descend()
+		return out, err
+	}
+	out[t.n-1] = clone(from)
+	_, err = t.improve(out[t.n-1])
+	return out, err
 }
 
 // descend is a local search: from neighbouring items, from merging the two groups that cost least until n are left, and

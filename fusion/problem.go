@@ -125,6 +125,14 @@ func (p *Problem) keyMoments() (moments, error) {
 	return k, nil
 }
 
+// dim is the number of channels of a head.
+func (p *Problem) dim(k kind) int {
+	if k == keyKind {
+		return p.W.HeadDim
+	}
+	return p.W.ValueDim
+}
+
 // freeConstant tells whether an error of the output that is the same for every token costs nothing, since an output bias
 // takes it up: rows of attention probabilities add up to 1, so that what is constant in the values stays constant.
 func (p *Problem) freeConstant() bool { return p.W.OutputBias != nil && p.S.AttendedMean != nil }

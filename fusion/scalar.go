@@ -1,6 +1,8 @@
 package fusion
 
 import (
+	"sync"
+
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -49,6 +51,38 @@ func leastSquares(m moments, group []int) (*mixture, error) {
 	return scalarMixture(append([]float64(nil), w.RawVector().Data...)), nil
 }
 
+// scalarResidual is the residual of a mixture of scalar weights, by products of heads: Σ_h |h|² − 2⟨h, f⟩ + |f|² with
+// f = Σ_j ω_j h_j, each in the metric of h's readers.
+func scalarResidual(m moments, group []int, weights []float64) float64 {
+	e := 0.0
+	for _, h := range group {
+		e += m.inner(h, h, h)
+		for i, a := range group {
+			e -= weights[i] * (m.inner(h, a, h) + m.inner(h, h, a))
+			for j, b := range group {
+				e += weights[i] * weights[j] * m.inner(h, a, b)
+			}
+		}
+	}
+	return max(e, 0)
+}
+
+// innerTable keeps the products of all heads in the metric of each.
+type innerTable struct {
+	once sync.Once
+	x    []float64
+}
+
+func (t *innerTable) at(n, h, i, j int, f func(h, i, j int) float64) float64 {
+	t.once.Do(func() {
+		t.x = make([]float64, n*n*n)
+		for at := range t.x {
+			t.x[at] = f(at/(n*n), at/n%n, at%n)
+		}
+	})
+	return t.x[(h*n+i)*n+j]
+}
+
 // rigid are heads after which nothing can be folded: keys that a norm of each head follows, values that no output
 // projection follows. What is left is one weight per head.
 type rigid struct{ moments }
@@ -62,7 +96,7 @@ func (r rigid) bestError(group []int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return r.residual(group, m)
+	return scalarResidual(r.moments, group, m.weights), nil
 }
 
 func (r rigid) principalError(group []int) (float64, error) { return r.bestError(group) }

@@ -1,15 +1,11 @@
 package fusion
 
-import (
-	"math"
-
-	"gonum.org/v1/gonum/mat"
-)
+import "math"
 
 // unlike is how unlike the heads of a group are after turning them onto each other: their number times one minus the mean
 // similarity of pairs (AsymGQA, arXiv 2406.14963, scores groups by the similarity of activations; its exact score is not
 // published. Raw similarity of heads is near zero in trained models, whatever the pair).
-func unlike(_ *Problem, _ kind, m moments, group []int) (float64, error) {
+func unlike(p *Problem, k kind, m moments, group []int) (float64, error) {
 	g := len(group)
 	if g == 1 {
 		return 0, nil
@@ -17,7 +13,7 @@ func unlike(_ *Problem, _ kind, m moments, group []int) (float64, error) {
 	sum := 0.0
 	for i, a := range group {
 		for _, b := range group[i+1:] {
-			s, err := m.similarity(a, b, true)
+			s, err := p.memo("similarity of "+k.String(), []int{a, b}, func() (float64, error) { return m.similarity(a, b, true) })
 			if err != nil {
 				return 0, err
 			}
@@ -28,26 +24,30 @@ func unlike(_ *Problem, _ kind, m moments, group []int) (float64, error) {
 }
 
 // sharingError is the weight-sharing error of QCQA (arXiv 2406.10247 §3): Σ over the heads of a group of the mean square
-// of the difference between a head's weights and the group's mean.
+// of the difference between a head's weights and the group's mean, by the products of heads: Σ_h |W_h|² − |Σ_h W_h|²/g.
 func sharingError(p *Problem, k kind, _ moments, group []int) (float64, error) {
 	w, d := p.W.Key, p.W.HeadDim
 	if k == valueKind {
 		w, d = p.W.Value, p.W.ValueDim
 	}
 	rows, _ := w.Dims()
-	mean := mat.NewDense(rows, d, nil)
-	for _, h := range group {
-		mean.Add(mean, w.Slice(0, rows, h*d, (h+1)*d))
-	}
-	mean.Scale(1/float64(len(group)), mean)
 	e := 0.0
-	var diff mat.Dense
-	for _, h := range group {
-		diff.Sub(w.Slice(0, rows, h*d, (h+1)*d), mean)
-		n := mat.Norm(&diff, 2)
-		e += n * n / float64(rows*d)
+	for i, a := range group {
+		for _, b := range group[i:] {
+			x, err := p.memo("weights of "+k.String(), []int{a, b}, func() (float64, error) {
+				return product(w.Slice(0, rows, a*d, (a+1)*d), w.Slice(0, rows, b*d, (b+1)*d)), nil
+			})
+			if err != nil {
+				return 0, err
+			}
+			if a == b {
+				e += x * (1 - 1/float64(len(group)))
+			} else {
+				e -= 2 * x / float64(len(group))
+			}
+		}
 	}
-	return e, nil
+	return max(e, 0) / float64(rows*d), nil
 }
 
 // byNorm cuts the heads into runs of neighbours whose lengths follow the norms of the pooled heads, as KDGQA (arXiv

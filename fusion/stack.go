@@ -20,7 +20,7 @@ type stack struct {
 	plain   *mat.SymDense   // the same, before attention
 	root    []*mat.Dense    // of head j: (Σ_r W_r)^{1/2}
 	inverse []*mat.Dense    // and its pseudo-inverse
-	pairs   pairCosts
+	inners  innerTable
 	mu      sync.Mutex
 	reduced []*mat.Dense // by head; see pairError
 }
@@ -140,16 +140,7 @@ func (s *stack) principalError(group []int) (float64, error) {
 	if len(group) == 1 {
 		return 0, nil
 	}
-	g := s.of(s.plain, group)
-	values, _, err := leading(g, s.d)
-	if err != nil {
-		return 0, err
-	}
-	e := mat.Trace(g)
-	for _, v := range values {
-		e -= v
-	}
-	return max(e, 0), nil
+	return rest(s.of(s.plain, group), s.d)
 }
 
 // truncated keeps the d leading directions of NᵀGN.
@@ -237,16 +228,7 @@ func (s *stack) bestError(group []int) (float64, error) {
 	if len(group) == 1 {
 		return 0, nil
 	}
-	w := s.weighted(s.average(group), group, s.root)
-	values, _, err := leading(w, s.d)
-	if err != nil {
-		return 0, err
-	}
-	e := mat.Trace(w)
-	for _, v := range values {
-		e -= v
-	}
-	return max(e, 0), nil
+	return rest(s.weighted(s.average(group), group, s.root), s.d)
 }
 
 func (s *stack) residual(group []int, m *mixture) (float64, error) {
@@ -282,11 +264,13 @@ func (s *stack) residual(group []int, m *mixture) (float64, error) {
 	return max(total, 0), nil
 }
 
-func (s *stack) inner(h, i, j int) (x float64) {
-	for _, r := range s.reads[h] {
-		x += product(block(s.seenBy(r), i, j, s.d), s.weight[r])
-	}
-	return x
+func (s *stack) inner(h, i, j int) float64 {
+	return s.inners.at(s.n, h, i, j, func(h, i, j int) (x float64) {
+		for _, r := range s.reads[h] {
+			x += product(block(s.seenBy(r), i, j, s.d), s.weight[r])
+		}
+		return x
+	})
 }
 
 func (s *stack) energy(i int) float64 { return mat.Trace(block(s.plain, i, i, s.d)) }
@@ -300,13 +284,16 @@ func (s *stack) similarity(i, j int, aligned bool) (float64, error) {
 	if !aligned {
 		return mat.Trace(cross) / norm, nil
 	}
-	var svd mat.SVD
-	if !svd.Factorize(cross, mat.SVDNone) {
+	// the sum of the singular values
+	var squared mat.SymDense
+	squared.SymOuterK(1, cross)
+	var e mat.EigenSym
+	if !e.Factorize(&squared, false) {
 		return 0, fmt.Errorf("singular values of the products of heads %d and %d were not found", i, j)
 	}
 	sum := 0.0
-	for _, v := range svd.Values(nil) {
-		sum += v
+	for _, v := range e.Values(nil) {
+		sum += math.Sqrt(max(v, 0))
 	}
 	return sum / norm, nil
 }

@@ -25,6 +25,9 @@ type Strategy struct {
 type rule struct {
 	// cost is what the search minimises, the sum over groups.
 	cost func(p *Problem, k kind, m moments, group []int) (float64, error)
+	// pair is the cost of two heads, or near it and cheaper, for a cost that takes a fit of the group's channels: groups
+	// too many to fit are estimated from it. nil for a cost that is cheap.
+	pair func(m moments, pair []int) (float64, error)
 	// merge makes the fused head of a group.
 	merge func(m moments, group []int) (*mixture, error)
 	// search partitions; nil for the cheapest partition that can be found.
@@ -45,7 +48,7 @@ var Strategies = []Strategy{
 		rule{cost: unlike, merge: moments.aligned}),
 	{
 		Name: "svd", Doc: "principal components of the caches of a group, readouts folded (arXiv 2406.07056)",
-		key: rule{cost: principalError, merge: moments.principal}, value: rule{cost: principalError, merge: moments.principal},
+		key: rule{cost: principalError, pair: moments.principalError, merge: moments.principal}, value: rule{cost: principalError, pair: moments.principalError, merge: moments.principal},
 		note: func(p *Problem) string {
 			if p.KeyNorm || p.W.Rotary.Kind == "" || p.W.Rotary.Kind == attention.NoRotary {
 				return ""
@@ -56,7 +59,7 @@ var Strategies = []Strategy{
 	alike("dha", "one fusion weight per head (DHA, arXiv 2406.06567), by least squares where the heads are read instead of training", false,
 		rule{cost: scalarError, merge: leastSquares}),
 	alike("optimal", "least error that folds: complex keys per rotary frequency fitted to what they do to scores and output, values of full rank with the output projection, best partition", false,
-		rule{cost: bestError, merge: moments.best}),
+		rule{cost: bestError, pair: moments.pairError, merge: moments.best}),
 }
 
 // alike is a strategy that treats keys and values alike.
@@ -77,7 +80,7 @@ func FindStrategy(name string) (Strategy, error) {
 }
 
 func bestError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
-	return m.searchError(group)
+	return m.bestError(group)
 }
 
 func principalError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
@@ -91,7 +94,7 @@ func scalarError(_ *Problem, _ kind, m moments, group []int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return m.residual(group, mix)
+	return scalarResidual(m, group, mix.weights), nil
 }
 
 // GroupSizes says what groups a runtime can serve.
@@ -215,7 +218,10 @@ func (s Strategy) solve(p *Problem, k, v int, o SolveOptions) (*Solution, error)
 		}
 	}
 	sol.Learned = fold(p, groups[keyKind], mixtures[keyKind], groups[valueKind], mixtures[valueKind])
-	var notes []string
+	notes, err := s.unproven(p, counts, have, o)
+	if err != nil {
+		return nil, err
+	}
 	if k < have[keyKind] && p.keyNote != "" {
 		notes = append(notes, p.keyNote)
 	}
@@ -229,6 +235,24 @@ func (s Strategy) solve(p *Problem, k, v int, o SolveOptions) (*Solution, error)
 	}
 	sol.Note = strings.Join(notes, "; ")
 	return sol, nil
+}
+
+// unproven says of which kinds the groups are not known to be the cheapest.
+func (s Strategy) unproven(p *Problem, counts, have [2]int, o SolveOptions) (notes []string, err error) {
+	for _, k := range []kind{keyKind, valueKind} {
+		if s.rule(k).search != nil || counts[k] == 1 || counts[k] == have[k] {
+			continue
+		}
+		m, err := p.moments(k)
+		if err != nil {
+			return nil, err
+		}
+		t := &partitionTask{items: single(have[k]), n: counts[k], equal: o.Groups == EqualGroups}
+		if have[k] > exactHeads || s.costs(p, k, m).dear(t) {
+			notes = append(notes, fmt.Sprintf("the groups of %s heads are the best found, not proven best: sets of %d heads of %d channels are too many to fit each", k, have[k], p.dim(k)))
+		}
+	}
+	return notes, nil
 }
 
 // single makes an item of each of n heads.
@@ -270,36 +294,70 @@ func (s Strategy) partition(p *Problem, k kind, items [][]int, n int, o SolveOpt
 	if err != nil {
 		return nil, err
 	}
-	r := s.rule(k)
-	t := &partitionTask{items: items, n: n, equal: o.Groups == EqualGroups, seed: p.Seed, cost: func(group []int) (float64, error) {
-		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(p, k, m, group) })
+	t := &partitionTask{items: items, n: n, equal: o.Groups == EqualGroups, seed: p.Seed}
+	c := s.costs(p, k, m)
+	t.cost, t.work = c.cost, c.work
+	if c.dear(t) {
+		t.rough = c.rough
+	}
+	return s.run(p, t, m, s.rule(k), k.String())
+}
+
+// costs are those of groups of one kind.
+type costs struct {
+	cost, rough func(group []int) (float64, error)
+	work        func(g int) float64
+}
+
+// costs keeps what has been computed; rough is nil for costs that are cheap.
+func (s Strategy) costs(p *Problem, k kind, m moments) costs {
+	r, name := s.rule(k), s.Name+" "+k.String()
+	c := costs{work: func(int) float64 { return 0 }, cost: func(group []int) (float64, error) {
+		return p.memo(name, group, func() (float64, error) { return r.cost(p, k, m, group) })
 	}}
-	return s.run(p, t, m, r, k.String())
+	if r.pair == nil {
+		return c
+	}
+	c.work = m.work
+	pair := func(pair []int) (float64, error) {
+		return p.memo(name+" pair", pair, func() (float64, error) { return r.pair(m, pair) })
+	}
+	c.rough = func(group []int) (float64, error) {
+		return p.memo(name+" rough", group, func() (float64, error) { return fromPairs(group, pair) })
+	}
+	return c
+}
+
+// dear reports whether a search would take too long with costs that are all exact.
+func (c costs) dear(t *partitionTask) bool {
+	heads := 0
+	for _, i := range t.items {
+		heads += len(i)
+	}
+	return c.rough != nil && searchWork(c.work, len(t.items), heads, t.n) > exactWork
 }
 
 // common chooses n groups for both kinds at once: a group costs what it loses of either, each as a share of what one group
 // of all heads would lose.
 func (s Strategy) common(p *Problem, n int, o SolveOptions) ([][]int, error) {
-	km, err := p.moments(keyKind)
-	if err != nil {
-		return nil, err
-	}
-	vm, err := p.moments(valueKind)
-	if err != nil {
-		return nil, err
-	}
-	all := make([]int, km.heads())
-	for i := range all {
-		all[i] = i
-	}
-	cost := func(k kind, m moments, group []int) (float64, error) {
-		r := s.rule(k)
-		return p.memo(s.Name+" "+k.String(), group, func() (float64, error) { return r.cost(p, k, m, group) })
-	}
+	var kinds [2]costs
+	var all []int
 	var unit [2]float64
-	if s.key.cost != nil && s.value.cost != nil {
-		for k, m := range map[kind]moments{keyKind: km, valueKind: vm} {
-			x, err := cost(k, m, all)
+	var km moments
+	for _, k := range []kind{keyKind, valueKind} {
+		m, err := p.moments(k)
+		if err != nil {
+			return nil, err
+		}
+		kinds[k] = s.costs(p, k, m)
+		if k == keyKind {
+			km = m
+			for i := range m.heads() {
+				all = append(all, i)
+			}
+		}
+		if s.rule(k).cost != nil {
+			x, err := kinds[k].cost(all)
 			if err != nil {
 				return nil, err
 			}
@@ -308,48 +366,58 @@ func (s Strategy) common(p *Problem, n int, o SolveOptions) ([][]int, error) {
 			}
 		}
 	}
-	t := &partitionTask{items: single(len(all)), n: n, equal: o.Groups == EqualGroups, seed: p.Seed, cost: func(group []int) (float64, error) {
-		a, err := cost(keyKind, km, group)
-		if err != nil {
-			return 0, err
+	// both adds up the costs of a group as shares; f picks how they are taken.
+	both := func(f func(c costs) func([]int) (float64, error)) func([]int) (float64, error) {
+		return func(group []int) (sum float64, err error) {
+			for k, c := range kinds {
+				x, err := f(c)(group)
+				if err != nil {
+					return 0, err
+				}
+				sum += x / unit[k]
+			}
+			return sum, nil
 		}
-		b, err := cost(valueKind, vm, group)
-		return a/unit[keyKind] + b/unit[valueKind], err
-	}}
+	}
+	t := &partitionTask{items: single(len(all)), n: n, equal: o.Groups == EqualGroups, seed: p.Seed}
+	t.cost = both(func(c costs) func([]int) (float64, error) { return c.cost })
+	t.work = func(g int) float64 { return kinds[0].work(g) + kinds[1].work(g) }
+	if kinds[0].dear(t) || kinds[1].dear(t) {
+		t.rough = both(func(c costs) func([]int) (float64, error) {
+			if c.rough == nil {
+				return c.cost
+			}
+			return c.rough
+		})
+	}
 	return s.run(p, t, km, s.key, "both")
 }
 
-// run searches, keeping what it finds: all numbers of groups at once where the search is exact.
+// run searches, keeping what it finds: all numbers of groups at once where that costs no more than one.
 func (s Strategy) run(p *Problem, t *partitionTask, m moments, r rule, what string) ([][]int, error) {
 	found := p.found()
 	key := func(n int) string { return fmt.Sprint(s.Name, what, t.equal, t.items, n) }
 	if g, ok := found.get(key(t.n)); ok {
 		return g, nil
 	}
-	h := len(t.items)
-	if r.search == nil && h <= exactHeads && t.n > 1 && t.n < h {
-		all, err := t.exactPartitions(h)
+	if r.search != nil {
+		items, err := r.search(t, m)
 		if err != nil {
 			return nil, err
 		}
-		for n, items := range all {
-			if items != nil {
-				found.put(key(n+1), t.groups(items))
-			}
-		}
-		return t.groups(all[t.n-1]), nil
+		found.put(key(t.n), t.groups(items))
+		return t.groups(items), nil
 	}
-	search := func(t *partitionTask, _ moments) ([][]int, error) { return t.search() }
-	if r.search != nil {
-		search = r.search
-	}
-	items, err := search(t, m)
+	all, err := t.search()
 	if err != nil {
 		return nil, err
 	}
-	g := t.groups(items)
-	found.put(key(t.n), g)
-	return g, nil
+	for n, items := range all {
+		if items != nil {
+			found.put(key(n+1), t.groups(items))
+		}
+	}
+	return t.groups(all[t.n-1]), nil
 }
 
 func (s Strategy) rule(k kind) rule {

@@ -60,6 +60,21 @@ func BenchmarkSolve(b *testing.B) {
 	}
 }
 
+// BenchmarkStrategies is the same for every strategy.
+func BenchmarkStrategies(b *testing.B) {
+	p := randomBlock(32, 128)
+	for _, st := range Strategies {
+		b.Run(st.Name, func(b *testing.B) {
+			for b.Loop() {
+				fresh := &Problem{W: p.W, S: p.S}
+				if _, err := st.Solve(fresh, 16, 8, SolveOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkSubsetCosts is the cost of all 2^16 sets of key heads, of which the exact partition is made.
 func BenchmarkSubsetCosts(b *testing.B) {
 	p := randomBlock(16, 64)

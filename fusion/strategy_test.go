@@ -348,21 +348,26 @@ func TestStrategies(t *testing.T) {
 	}
 }
 
-// Heads too many or too wide to fit every subset: costs are estimated from pairs, groups are still found.
-func TestPairsFindWhatBelongsTogether(t *testing.T) {
+// Heads too many to fit every subset: costs are estimated from pairs and corrected, groups are still found.
+func TestManyHeadsFindWhatBelongsTogether(t *testing.T) {
 	s := newSample(rand.New(rand.NewPCG(12, 12)), 20, 1, 4, halfSplit(4), false)
-	if affordable(20, 4) {
-		t.Fatal("every subset is fitted")
-	}
 	st, _ := FindStrategy("optimal")
-	sol, err := st.Solve(s.p, 20, 2, SolveOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, g := range sol.Value.Groups { // the sample's heads are alike where their numbers are of one parity
-		for _, h := range g {
-			if h%2 != g[0]%2 {
-				t.Errorf("groups %v, want even and odd heads apart", sol.Value.Groups)
+	for _, k := range []kind{keyKind, valueKind} {
+		m, err := s.p.moments(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := st.costs(s.p, k, m)
+		task := &partitionTask{items: single(20), n: 2, cost: c.cost, rough: c.rough, work: c.work}
+		found, err := task.search()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range found[1] { // the sample's heads are alike where their numbers are of one parity
+			for _, h := range g {
+				if h%2 != g[0]%2 {
+					t.Errorf("%s groups %v, want even and odd heads apart", k, found[1])
+				}
 			}
 		}
 	}
