@@ -24,7 +24,8 @@ var fingerprintForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 func isFingerprint(s string) bool { return fingerprintForm.MatchString(s) }
 
 // Fingerprint identifies the attention weights of a model: "sha256:" and the SHA-256 over the blocks in order, of each
-// the element type, dims and bytes of the query, key and value weights and biases. Blocks that lack one of the weights do
+// the element type, dims and bytes of the query, key and value weights and biases (codes, scales and zero points of
+// quantised ones), adapters' included. Blocks that lack one of the weights do
 // not count. A tensor that several projections of a block share (a packed weight) counts once, as does a layer that is in
 // several bodies. Names do not count, nor does how the file stores the weights. The output projection does not count
 // either: whether one is recognised may change from version to version of this program, and a fingerprint must not.
@@ -90,13 +91,24 @@ func digest(b *attention.Block) ([]byte, error) {
 		if side.path == nil || side.path.Bare != "" {
 			continue // nothing is projected here
 		}
-		p := side.path.Projection
-		constants := []constant{{p.Weight, p.Tensor}, {p.GemmBias, p.BiasTensor}}
-		for _, bias := range side.path.Biases {
-			constants = append(constants, constant{bias.Value, bias.Tensor})
-		}
-		if err := add(side.role, constants...); err != nil {
-			return nil, err
+		for i, path := range append([]*attention.Path{side.path}, side.path.Adapters...) {
+			role, p := side.role, path.Projection
+			if i > 0 {
+				role += " adapter"
+			}
+			constants := []constant{{p.Weight, p.Tensor}, {p.GemmBias, p.BiasTensor}}
+			if p.Code != nil { // as it is stored: nothing is decoded
+				constants = constants[1:]
+				for _, c := range p.Code.Stored {
+					constants = append(constants, constant{c.Value(), c.Tensor})
+				}
+			}
+			for _, bias := range path.Biases {
+				constants = append(constants, constant{bias.Value, bias.Tensor})
+			}
+			if err := add(role, constants...); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return h.Sum(nil), nil

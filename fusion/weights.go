@@ -36,6 +36,9 @@ func ReadWeights(b *attention.Block) (*Weights, error) {
 		if err != nil {
 			return nil, fmt.Errorf("block %q: %s: %w", b.Name, s.what, err)
 		}
+		if err := addAdapters(m, s.path); err != nil {
+			return nil, fmt.Errorf("block %q: %s: %w", b.Name, s.what, err)
+		}
 		var cols []int
 		for _, head := range s.path.Columns {
 			cols = append(cols, head...)
@@ -71,6 +74,28 @@ func ReadWeights(b *attention.Block) (*Weights, error) {
 		}
 	}
 	return w, nil
+}
+
+// addAdapters adds the products A·B·s of a path's low-rank adapters to its weight [in, columns].
+func addAdapters(w *mat.Dense, p *attention.Path) error {
+	for _, a := range p.Adapters {
+		if a.Down == nil || a.Down.Input != p.Projection.Input {
+			return fmt.Errorf("%v adds to %v what is no projection of the same activations, so that no one weight stands for the sum", a.Projection.Node, p.Projection.Node)
+		}
+		down, err := projectionMatrix(a.Down)
+		if err != nil {
+			return err
+		}
+		up, err := projectionMatrix(a.Projection)
+		if err != nil {
+			return err
+		}
+		var product mat.Dense
+		product.Mul(down, up)
+		product.Scale(a.Factor, &product)
+		w.Add(w, &product)
+	}
+	return nil
 }
 
 // projectionMatrix returns a projection's weight as [in, out].

@@ -38,6 +38,9 @@ func operands(b *attention.Block) []constant {
 		for _, s := range p.Biases {
 			add(s.Node, s.Input, s.Tensor)
 		}
+		for _, a := range p.Adapters {
+			projection(a.Projection)
+		}
 	}
 	if b.Output != nil {
 		projection(b.Output.Projection)

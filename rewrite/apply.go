@@ -103,8 +103,10 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 		}
 	}
 	c.fused = low.fused
-	if err := c.foldScale(); err != nil {
-		return err
+	if !c.kept {
+		if err := c.foldScale(); err != nil {
+			return err
+		}
 	}
 	q := changes(bp, c.order)[0]
 	q.factor = c.factor
@@ -129,12 +131,21 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 			return err
 		}
 	}
+	for _, s := range []change{q, c.k, c.v} {
+		if err := e.adapters(s); err != nil {
+			return err
+		}
+	}
 	for _, s := range []change{c.k, c.v} {
 		if s.single {
 			e.p.Replace(s.path.Repeat, e.singleHeads(s.path))
 		}
 	}
-	if err := low.apply(c); err != nil {
+	apply := low.apply
+	if c.kept {
+		apply = (*core).keep
+	}
+	if err := apply(c); err != nil {
 		return err
 	}
 	if err := e.output(b, c.context, bp.Learned); err != nil {

@@ -78,7 +78,11 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 	// Wires: everything that reads the packed columns must keep them on the last axis and cut them at boundaries.
 	var edits []func() error
 	n := proj.Columns
+	adapters, adapted := added(changes, r)
 	wires := []*graph.Value{proj.Output}
+	for _, a := range adapters {
+		wires = append(wires, a.Projection.Output)
+	}
 	for i := 0; i < len(wires); i++ {
 		w := wires[i]
 		shape, known := e.facts.Shape(w)
@@ -96,6 +100,9 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 			case node.Is("Add") || node.Is("Sub") && u.Index == 0:
 				other := node.In[1-u.Index]
 				t := e.known(other)
+				if t == nil && addend(changes, other) {
+					break
+				}
 				if t == nil {
 					return nil, false
 				}
@@ -162,7 +169,9 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 			if len(node.Out) == 0 || node.Out[0] == nil {
 				return nil, false
 			}
-			wires = append(wires, node.Out[0])
+			if !slices.Contains(wires, node.Out[0]) {
+				wires = append(wires, node.Out[0])
+			}
 		}
 	}
 	for _, c := range changes {
@@ -173,6 +182,15 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 	return func() error {
 		if err := e.setWeight(proj, proj.Axis, r); err != nil {
 			return err
+		}
+		e.repacked[proj.Node] = true
+		for _, a := range adapters {
+			if err := e.setWeight(a.Projection, a.Projection.Axis, adapted); err != nil {
+				return err
+			}
+			if err := e.gemmBias(a.Projection, adapted); err != nil {
+				return err
+			}
 		}
 		if err := e.gemmBias(proj, biases); err != nil {
 			return err

@@ -30,6 +30,11 @@ func part(p *attention.Projection, b *attention.Block) string {
 		if x.path.Projection.Node == p.Node {
 			parts = append(parts, x.name)
 		}
+		for _, a := range x.path.Adapters {
+			if a.Projection.Node == p.Node {
+				parts = append(parts, x.name+" adapter")
+			}
+		}
 	}
 	if len(parts) == 0 {
 		return "output"
@@ -65,8 +70,10 @@ func (r rows) origins() []int {
 func unit(p *attention.Projection, b *attention.Block) int {
 	n := 0
 	for _, path := range []*attention.Path{b.Query, b.Key, b.Value} {
-		if path.Projection.Node == p.Node {
-			n = stretch(n, path.Columns)
+		for _, x := range append([]*attention.Path{path}, path.Adapters...) {
+			if x.Projection.Node == p.Node {
+				n = stretch(n, path.Columns)
+			}
 		}
 	}
 	return n

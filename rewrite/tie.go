@@ -71,6 +71,15 @@ func (e *editor) tie(changes []change) error {
 	if err := e.setWeight(proj, proj.Axis, r); err != nil {
 		return err
 	}
+	adapters, adapted := added(changes, r)
+	for _, a := range adapters {
+		if err := e.setWeight(a.Projection, a.Projection.Axis, adapted); err != nil {
+			return err
+		}
+		if err := e.gemmBias(a.Projection, adapted); err != nil {
+			return err
+		}
+	}
 	if err := e.gemmBias(proj, biases); err != nil {
 		return err
 	}

@@ -42,10 +42,18 @@ type Block struct {
 	apart string
 
 	QK, Softmax, PV *graph.Node
+	Origin          *Origin // the fused operator that the block was expanded from; nil without one, and where nobody noted it
 	// Scores are the wires between the two products on which the query heads lie on an axis, with that axis.
 	Scores map[*graph.Value]Layout
 	// PerHead are inputs between the two products that differ from head to head: relative position bias, ALiBi slopes.
 	PerHead []Side
+}
+
+// Origin is a fused operator that primitives took the place of: the node, which is no longer in the graph, the inputs that
+// it had and the values that stand for its outputs (nil where nothing reads one).
+type Origin struct {
+	Node            *graph.Node
+	Inputs, Results []*graph.Value
 }
 
 // Kind says where keys and values come from.
@@ -143,9 +151,18 @@ type Path struct {
 	Biases []Side
 	// PerHead are other inputs that differ from head to head; a path with one cannot be fused or re-ordered offline.
 	PerHead []Side
+	// Adapters are other projections whose outputs are added to this one's, column by column (low-rank adapters that were
+	// not merged): the ways from them to where they are added, which is their Operand.
+	Adapters []*Path
 	// Readers are inputs of nodes outside the block that read a wire with the heads: the keys of a product with positions,
 	// say. Whoever fuses heads lets them see as many as before.
 	Readers []Side
+
+	// Of an adapter: the projection in front of its own, nil where another node stands there, and the constant factor on
+	// what it adds.
+	Down   *Projection
+	Factor float64
+	tracer *tracer
 }
 
 // Output is the projection after the second product.

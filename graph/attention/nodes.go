@@ -26,6 +26,11 @@ func (b *Block) Nodes() map[*graph.Node]bool {
 		add(p.Tails...)
 		add(p.Projection.Node, p.Projection.Reader)
 		add(p.Projection.Nodes...)
+		for _, a := range p.Adapters {
+			add(a.Nodes...)
+			add(a.Projection.Node, a.Projection.Reader)
+			add(a.Projection.Nodes...)
+		}
 	}
 	for _, f := range slices.Concat(b.KeyFills, b.ValueFills) {
 		add(f.Path.Nodes...)

@@ -420,10 +420,11 @@ func follow(f *survey, operand *graph.Value, what string, transposed bool) (*Pat
 			return nil, nil, nil, &stop{operand.Producer, operand, what + " are constant"}
 		}
 		return bare(f, operand, end(stops), transposed)
-	case len(found) > 1:
-		return nil, nil, nil, &stop{found[1].Node, found[1].Output, fmt.Sprintf("%s are the sum of several projections (%v and %v), as with separate adapters; not supported yet", what, found[0].Node, found[1].Node)}
 	}
-	proj := found[0]
+	proj, adapters, why := addends(f, found, operand)
+	if why != "" {
+		return nil, nil, nil, &stop{proj.Node, proj.Output, what + ": " + why}
+	}
 	t, err := newTracer(f, proj.Output, -1, false)
 	if err != nil {
 		return nil, nil, nil, &stop{proj.Node, proj.Output, err.Error()}
@@ -441,7 +442,7 @@ func follow(f *survey, operand *graph.Value, what string, transposed bool) (*Pat
 	if len(s.shape) < 3 {
 		return nil, nil, nil, &stop{operand.Producer, operand, fmt.Sprintf("the operand of the product has %d axes, want at least 3", len(s.shape))}
 	}
-	return &Path{Projection: proj, Operand: operand, Nodes: t.nodes}, t, s, nil
+	return &Path{Projection: proj, Operand: operand, Nodes: t.nodes, Adapters: adapters}, t, s, nil
 }
 
 // end returns the stop behind which new heads come: a node that cannot be followed, or the last of the caller's inputs
@@ -488,7 +489,13 @@ func (p *Path) place(t *tracer, columns [][]int) *stop {
 			return st
 		}
 	}
+	if p.tracer != nil {
+		return nil // an adapter: the rest is that of the path that it meets
+	}
 	if st := p.enter(t, owners); st != nil {
+		return st
+	}
+	if st := p.placeAdapters(t); st != nil {
 		return st
 	}
 	return p.repetition(t)
@@ -637,7 +644,7 @@ func (p *Path) sides(t *tracer, n *graph.Node) *stop {
 		return nil // nothing is re-ordered on such a path
 	}
 	for i, v := range n.In {
-		if v == nil || t.memo[v] != nil {
+		if v == nil || t.memo[v] != nil || p.adapted(v) {
 			continue
 		}
 		shape, known := concreteShape(t.facts, v)

@@ -2,7 +2,6 @@ package quant
 
 import (
 	"fmt"
-	"math"
 	"slices"
 
 	"onnx-dha/graph"
@@ -168,8 +167,8 @@ func (m *Matrix) Transposed() *Matrix {
 	return &t
 }
 
-// Numbers returns what DequantizeLinear makes of constants of any number of axes, as a FLOAT tensor of the same dims; nil
-// where v is nothing of the kind.
+// Numbers returns what DequantizeLinear makes of constants of any number of axes, a tensor of the same dims; nil where v is
+// nothing of the kind. Matrices are FLOAT, others of v's type.
 func Numbers(f *graph.Facts, v *graph.Value) *graph.Tensor {
 	n := dequantizer(f, v)
 	if n == nil {
@@ -203,7 +202,11 @@ func Numbers(f *graph.Facts, v *graph.Value) *graph.Tensor {
 	if zero != nil && zero.Len() != count || count == 0 {
 		return nil
 	}
-	return graph.Computed(v.Name, floatType, slices.Clone(t.Dims()), 4*t.Len(), func() ([]byte, error) {
+	elem := f.Elem(v)
+	if rounders[elem] == nil {
+		elem = floatType
+	}
+	return graph.Computed(v.Name, elem, slices.Clone(t.Dims()), int64(graph.ElementBits(elem)/8)*t.Len(), func() ([]byte, error) {
 		x, err := t.Float64s()
 		if err != nil {
 			return nil, err
@@ -218,22 +221,14 @@ func Numbers(f *graph.Facts, v *graph.Value) *graph.Tensor {
 				return nil, err
 			}
 		}
-		out := make([]float32, len(x))
 		for i := range x {
 			k := int64(i) / each % count
-			out[i] = float32((x[i] - z[k]) * s[k])
+			x[i] = (x[i] - z[k]) * s[k]
 		}
-		return floatBytes(out), nil
+		out, err := graph.FromFloat64s(v.Name, elem, t.Dims(), x)
+		if err != nil {
+			return nil, err
+		}
+		return out.Bytes()
 	})
-}
-
-// WithScale makes the codes of numbers under given scales, one for each or one for all: what DequantizeLinear without
-// zero points turns back into them.
-func WithScale(name string, dtype dataType, x, scale []float64) (*graph.Tensor, error) {
-	lo, hi := -math.Ldexp(1, graph.ElementBits(dtype)-1), math.Ldexp(1, graph.ElementBits(dtype)-1)-1
-	out := make([]float64, len(x))
-	for i := range x {
-		out[i] = min(max(math.RoundToEven(x[i]/scale[i%len(scale)]), lo), hi)
-	}
-	return graph.FromFloat64s(name, dtype, []int64{int64(len(x))}, out)
 }

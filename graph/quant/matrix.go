@@ -1,8 +1,11 @@
 package quant
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
+	"runtime"
+	"sync"
 
 	"onnx-dha/graph"
 	"onnx-dha/graph/onnxpb"
@@ -158,19 +161,21 @@ func (m *Matrix) Decode(name string) *graph.Tensor {
 		if err != nil {
 			return nil, err
 		}
-		x := make([]float32, o.rows*o.cols)
-		for r := range o.rows {
-			for c := range o.cols {
-				x[r*o.cols+c] = o.number(r, c)
-			}
+		out := make([]byte, 4*o.rows*o.cols)
+		parts := min(runtime.GOMAXPROCS(0), o.rows)
+		var workers sync.WaitGroup
+		for p := range parts {
+			workers.Go(func() {
+				for r := o.rows * p / parts; r < o.rows*(p+1)/parts; r++ {
+					for c := range o.cols {
+						binary.LittleEndian.PutUint32(out[4*(r*o.cols+c):], math.Float32bits(o.number(r, c)))
+					}
+				}
+			})
 		}
-		return floatBytes(x), nil
+		workers.Wait()
+		return out, nil
 	})
-}
-
-func floatBytes(x []float32) []byte {
-	t := graph.NewTensor("", nil, x)
-	return t.Proto.RawData
 }
 
 // valid checks that the constants hold the matrix.
