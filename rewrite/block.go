@@ -42,14 +42,15 @@ type editor struct {
 	settled  map[*graph.Value]bool    // names of caches whose heads follow from a change made
 	// requantised are the quantised weights that were given other numbers.
 	requantised []Requantised
-	of          *attention.Block // that is being changed
+	of          *attention.Block     // that is being changed
+	repacked    map[*graph.Node]bool // projections that were packed again
 	opset       int64
 }
 
 func newEditor(g *graph.Graph, f *graph.Facts) *editor {
 	return &editor{
 		g: g, facts: f, p: graph.NewPatch(g), opset: g.Model.Opset(""), shapes: map[*graph.Node]bool{},
-		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, short: map[string]*graph.Value{}, types: map[*graph.Value]*onnxpb.TypeProto{},
+		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, short: map[string]*graph.Value{}, repacked: map[*graph.Node]bool{}, types: map[*graph.Value]*onnxpb.TypeProto{},
 		made: map[made]*graph.Value{}, links: map[*graph.Value]link{}, settled: map[*graph.Value]bool{}, fills: map[*attention.Fill]bool{},
 	}
 }
