@@ -18,14 +18,17 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Packages that start goroutines, or whose values are shared between those of others.
 CONCURRENT := ./cmd/... ./fusion ./graph ./ort
 
+# The runtimes that rewritten models are tried in; versions and hashes are in clients/package-lock.json.
+CLIENTS := clients/node_modules/.package-lock.json
+
 DEMO := testmodels/char-llama
 FUZZTIME ?= 20s
 ROUNDS ?= 5
 
-.PHONY: help build runtime demo test check fmt vet staticcheck race bench quality fuzz proto clean
+.PHONY: help build runtime demo test clients test-runtimes check fmt vet staticcheck race bench quality fuzz proto clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## compile bin/onnx-dha
 	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(DHA) ./cmd/onnx-dha
@@ -61,7 +64,16 @@ demo: build runtime ## inspect, rewrite and verify a real model, into out/
 test: runtime ## run the tests
 	$(GO) test -timeout 10m ./...
 
-check: fmt vet staticcheck test race ## all that a change has to pass
+clients: $(CLIENTS) ## install the runtimes for JavaScript into clients/node_modules
+
+$(CLIENTS): clients/package-lock.json
+	cd clients && npm_config_update_notifier=false npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+test-runtimes: runtime clients ## run rewritten models in Go, Node, transformers.js and a browser; none may be missing
+	RUNTIMES=required $(GO) test -count 1 -timeout 10m -run Runtimes -v ./cmd/onnx-dha
+
+check: fmt vet staticcheck clients test race ## all that a change has to pass
 
 fmt:
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "gofmt would change:" $$files >&2; exit 1; fi

@@ -48,3 +48,6 @@ require (
 	gorgonia.org/vecf32 v0.9.0 // indirect
 	gorgonia.org/vecf64 v0.9.0 // indirect
 )
+
+// Packages of npm that the runtimes for JavaScript are installed into.
+ignore ./clients/node_modules

@@ -39,6 +39,7 @@ type Interface struct {
 var (
 	layerNumber = regexp.MustCompile(`\d+`)
 	valueName   = regexp.MustCompile(`(?i)(^|[._/])v(al(ue)?s?)?([._/]|$|\d)`)
+	bothNames   = regexp.MustCompile(`(?i)key_values?`)
 )
 
 // Describe reads the interface of a model.
@@ -57,7 +58,7 @@ func Describe(m *graph.Model) (*Interface, error) {
 		if !c.Grows {
 			continue
 		}
-		x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(c.Past), Static: places}
+		x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(bothNames.ReplaceAllString(c.Past, "")), Static: places}
 		if n, err := strconv.Atoi(layerNumber.FindString(c.Past)); err == nil {
 			x.Layer = n
 		}
