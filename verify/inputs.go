@@ -139,6 +139,20 @@ func (in Input) isPadMask() bool {
 	return (in.Role == MaskOnes || in.Role == MaskHides) && len(in.Dims) == 2 && !isFloat(in.DType) && !strings.Contains(strings.ToLower(in.Name), "encoder")
 }
 
+// isEncoderMask reports whether the input marks the positions of the other side of a cross attention.
+func (in Input) isEncoderMask() bool {
+	return (in.Role == MaskOnes || in.Role == MaskHides) && len(in.Dims) == 2 && !isFloat(in.DType) && strings.Contains(strings.ToLower(in.Name), "encoder")
+}
+
+// hideEnds hides the last b positions of sequence b, as the encoder pads a batch, but never the first position.
+func hideEnds(mask []float64, width int) {
+	for i := range mask {
+		if row, col := i/width, i%width; col > 0 && col >= width-row {
+			mask[i] = 0
+		}
+	}
+}
+
 // batch is the content of one call: which tokens, after which past, which of them are padding.
 type batch struct {
 	Case
@@ -347,6 +361,9 @@ func makeHidingMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand
 
 func makeMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
 	out := fill(shape, 1)
+	if in.isEncoderMask() {
+		hideEnds(out, int(shape[1]))
+	}
 	if b.real == nil || !in.isPadMask() {
 		return out, nil
 	}
