@@ -59,6 +59,11 @@ func exactFused(t *testing.T, path string, low fusion.Lowering, key, val func(in
 		if !ok {
 			t.Skip("no such grouping")
 		}
+		var blocks []*attention.Block
+		for _, bp := range plan.Blocks {
+			blocks = append(blocks, bp.Block)
+		}
+		rewrite.NoteOrigins(blocks, done)
 		if out == "tied.onnx" {
 			before := unfuse.Remember(m, done)
 			if err := rewrite.Tie(m, plan); err != nil {
@@ -282,7 +287,7 @@ func TestExactFusedDecoders(t *testing.T) {
 		}},
 	} {
 		path := fusedDecoder(t, c.opset, c.kv, c.layer)
-		for _, low := range []fusion.Lowering{fusion.Grouped, fusion.Expand} {
+		for _, low := range []fusion.Lowering{fusion.Auto, fusion.Grouped, fusion.Expand} {
 			t.Run(c.name+"/"+string(low)+"/one each", func(t *testing.T) { exactFused(t, path, low, single, single, 4) })
 			t.Run(c.name+"/"+string(low)+"/adjacent", func(t *testing.T) { exactFused(t, path, low, adjacent, adjacent, 4) })
 			t.Run(c.name+"/"+string(low)+"/decoupled", func(t *testing.T) { exactFused(t, path, low, strided, all, 4) })
@@ -347,4 +352,28 @@ func TestExactFunction(t *testing.T) {
 		t.Run(family+"/adjacent", func(t *testing.T) { exactFused(t, path, fusion.Grouped, adjacent, adjacent, 3) })
 		t.Run(family+"/decoupled", func(t *testing.T) { exactFused(t, path, fusion.Expand, unequal, all, 3) })
 	}
+}
+
+// origin is a model's blocks with the expansions that they came from.
+type origin struct {
+	blocks     []*attention.Block
+	expansions []unfuse.Expansion
+}
+
+// expandedPlan expands a model's fused operators and plans all blocks.
+func expandedPlan(t *testing.T, m *graph.Model, low fusion.Lowering, key, val func(int) [][]int) (*fusion.Plan, origin) {
+	t.Helper()
+	done, _, err := unfuse.Expand(m, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, ok := planFor(m, low, key, val)
+	if !ok {
+		t.Fatal("no such grouping")
+	}
+	o := origin{expansions: done}
+	for _, bp := range plan.Blocks {
+		o.blocks = append(o.blocks, bp.Block)
+	}
+	return plan, o
 }

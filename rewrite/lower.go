@@ -21,6 +21,7 @@ type core struct {
 	factor         float64 // on the query projection; 0 stands for 1
 	scale          float64 // left to a fused operator; 0 stands for 1
 	fused          bool    // the core becomes one operator
+	kept           bool    // the operator that the core was expanded from stays
 }
 
 // lowering is one form of an attention core.
@@ -81,6 +82,10 @@ var targets = map[fusion.Runtime][]preference{
 // choose picks the form of a block: the one that is asked for, or what the target prefers of those that can hold the
 // block. why says what led to it.
 func (c *core) choose(asked fusion.Lowering, target fusion.Runtime) (form fusion.Lowering, why string, err error) {
+	if own, misfit := c.keeps(); misfit == "" && (asked == own || asked == fusion.Auto || asked == "") {
+		c.kept = true
+		return own, fmt.Sprintf("the model's %s is kept", c.b.Origin.Node.OpType), nil
+	}
 	if asked != fusion.Auto && asked != "" {
 		low, ok := lowerings[asked]
 		if !ok {

@@ -29,7 +29,14 @@ type Expansion struct {
 
 	node    *graph.Node
 	inputs  []*graph.Value // of node, before it was removed
+	results []*graph.Value // what took the place of its outputs, nil where nothing was asked for
 	weights []weight
+}
+
+// Original returns the fused node, which is no longer in the graph, with the inputs that it had and what took the place of
+// its outputs (nil where nothing reads one).
+func (e *Expansion) Original() (n *graph.Node, inputs, results []*graph.Value) {
+	return e.node, e.inputs, e.results
 }
 
 // Refusal is a fused operator that stays as it is, and why.

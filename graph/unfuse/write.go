@@ -75,12 +75,14 @@ func (w *writer) reads(n *graph.Node, operand, of int) {
 // commit hands the readers of the node's outputs to the results.
 func (w *writer) commit() {
 	taken := map[*graph.Value]bool{}
+	w.exp.results = make([]*graph.Value, len(w.n.Out))
 	for _, r := range w.results {
 		old, v := r.old, r.new
 		if old.IsOutput() && (taken[v] || v.Producer == nil || !slices.Contains(w.exp.Nodes, v.Producer)) {
 			v = w.op("Identity", v)
 		}
 		taken[v] = true
+		w.exp.results[old.Index] = v
 		w.p.Replace(old, v)
 	}
 	for _, n := range w.exp.Nodes {
