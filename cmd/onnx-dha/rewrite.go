@@ -19,7 +19,10 @@ import (
 var placements = map[string]string{"keep": "", "inline": "inline", "file": "file", "share": "share"}
 
 func init() {
-	choices["lowering"] = []string{"auto", "grouped", "static-cache", "expand"}
+	choices["lowering"] = []string{"auto", "grouped", "static-cache", "gqa", "attention", "expand"}
+	for _, t := range fusion.Targets {
+		choices["target"] = append(choices["target"], string(t))
+	}
 	choices["weights"] = []string{"keep", "inline", "file", "share"}
 }
 
@@ -27,12 +30,15 @@ func rewriteCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "rewrite",
 		Usage:     "apply a configuration to a model",
-		ArgsUsage: "MODEL",
+		ArgsUsage: "MODEL...",
 		Description: "Fuses key and value heads as the configuration says and writes the smaller model. The original is never\n" +
-			"written to; the output appears under its name only when it is complete.",
-		Flags: common("write the model to `FILE` (default: MODEL with .dha.onnx in place of .onnx)",
+			"written to; the output appears under its name only when it is complete. MODEL may be a folder with a config.json or a\n" +
+			"genai_config.json: every model in it is rewritten, and what stands beside them is brought into agreement. Models that\n" +
+			"pass caches to one another (encoder and decoder, a decoder and its next steps) are given together, -o naming a folder.",
+		Flags: common("write the model to `FILE`, or the folder (default: MODEL with .dha.onnx in place of .onnx, FOLDER.dha)",
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "the configuration, a dha.yaml `FILE`", TakesFile: true},
-			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped, static-cache or expand", DefaultText: "the configuration's"},
+			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped, static-cache, gqa, attention or expand", DefaultText: "the configuration's"},
+			&cli.StringFlag{Name: "target", Value: string(fusion.TargetCPU), Usage: "let auto choose for `RUNTIME`: ort-cpu, ort-cuda, genai, transformersjs or portable"},
 			&cli.StringFlag{Name: "weights", Value: "keep", Usage: "`WHERE` weights go: keep (as in the original), inline, file (one data file), share (only new ones are written)"},
 			&cli.BoolFlag{Name: "force", Usage: "rewrite a model that is not the one the configuration was made for"}),
 		Action: runRewrite,
@@ -45,6 +51,10 @@ func runRewrite(c *cli.Context) error {
 		return err
 	}
 	external, err := oneOf(c, "weights")
+	if err != nil {
+		return err
+	}
+	target, err := oneOf(c, "target")
 	if err != nil {
 		return err
 	}
@@ -64,6 +74,15 @@ func runRewrite(c *cli.Context) error {
 		}
 		asked.Lowering = fusion.Lowering(lowering)
 	}
+	job := rewriteJob{
+		cfg: cfg, asked: &asked, target: fusion.Runtime(target), save: graph.SaveOptions{External: placements[external]}, force: c.Bool("force"),
+	}
+	if len(args) > 1 {
+		return rewriteSet(c, args, job)
+	}
+	if isFolder(args[0]) {
+		return rewriteFolder(c, args[0], job)
+	}
 	output := c.String("output")
 	if output == "" {
 		output = strings.TrimSuffix(args[0], ".onnx") + ".dha.onnx"
@@ -71,45 +90,7 @@ func runRewrite(c *cli.Context) error {
 	if err := apart(output, args[0], c.String("config")); err != nil {
 		return err
 	}
-	src, err := openSource(args[0], nil)
-	if err != nil {
-		return err
-	}
-	defer func() { src.m.Close() }()
-	if err := needBlocks(src.m, src.found); err != nil {
-		return err
-	}
-	if !c.Bool("force") {
-		if err := cfg.CheckModel(src.found.Blocks); err != nil {
-			return forceable(err)
-		}
-	}
-	var plan *fusion.Plan
-	if src, plan, err = src.planned(&asked); err != nil {
-		return err
-	}
-	m := src.m
-	if len(plan.Blocks) == 0 {
-		return usageError("%s names no block; there is nothing to rewrite", c.String("config"))
-	}
-	if err := c.Context.Err(); err != nil {
-		return err
-	}
-	res, err := rewrite.Apply(m, plan)
-	if err != nil {
-		return coded(exitModel, fmt.Errorf("%s: %w", args[0], err))
-	}
-	res.NodesBefore, res.ParamsBefore = src.nodes, src.parameters
-	if err := rewrite.Record(m, toolVersion(), cfg); err != nil {
-		return err
-	}
-	if err := c.Context.Err(); err != nil {
-		return err
-	}
-	if err := m.Save(output, graph.SaveOptions{External: placements[external]}); err != nil {
-		return coded(exitUsage, err)
-	}
-	d, err := describeRewrite(args[0], output, cfg, res)
+	d, err := job.file(c.Context, args[0], output)
 	if err != nil {
 		return err
 	}
@@ -136,11 +117,14 @@ type rewriting struct {
 	Before      totals         `json:"before"`
 	After       totals         `json:"after"`
 	OutputBytes int64          `json:"output_bytes"` // with the data file beside it
+	Notes       []string       `json:"notes,omitempty"`
+	Requantised []requantised  `json:"requantised,omitempty"`
 }
 
 type blockRewrite struct {
 	Block      string   `json:"block"`
 	Lowering   string   `json:"lowering"`
+	Why        string   `json:"why"` // the lowering was chosen
 	Heads      int      `json:"heads"`
 	KeyHeads   [2]int   `json:"key_heads"` // before and after
 	ValueHeads [2]int   `json:"value_heads"`
@@ -158,15 +142,20 @@ func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Resu
 		Model: model, Output: output, Config: cfg.Hash(),
 		Before: totals{Parameters: res.ParamsBefore, Nodes: res.NodesBefore},
 		After:  totals{Parameters: res.ParamsAfter, Nodes: res.NodesAfter},
+		Notes:  res.Notes,
+	}
+	var err error
+	if d.Requantised, err = describeRequantised(res); err != nil {
+		return nil, err
 	}
 	for _, b := range res.Blocks {
 		d.Blocks = append(d.Blocks, blockRewrite{
-			b.Block, string(b.Lowering), b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.ValueHeadsBefore, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter},
+			b.Block, string(b.Lowering), b.Why, b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.ValueHeadsBefore, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter},
 		})
 		d.Before.KVBytes += b.KVBytesBefore
 		d.After.KVBytes += b.KVBytesAfter
 	}
-	for _, file := range []string{output, output + ".data"} {
+	for _, file := range []string{output, output + ".data", output + "_data"} {
 		info, err := os.Stat(file)
 		if err == nil {
 			d.OutputBytes += info.Size()
@@ -183,11 +172,41 @@ func (d *rewriting) print(w io.Writer, color bool) error {
 		t.AppendRow(table.Row{b.Block, b.Heads, change(b.KeyHeads[0], b.KeyHeads[1]), change(b.ValueHeads[0], b.ValueHeads[1]), b.Lowering, changeCount(b.KVBytes[0], b.KVBytes[1])})
 	}
 	fmt.Fprint(w, render(t), "\n")
+	printRequantised(w, d.Requantised)
+	d.printReasons(w)
 	fmt.Fprintf(w, "KV cache per token  %s\n", changeOf(d.Before.KVBytes, d.After.KVBytes, func(n int64) string { return count(n) + " bytes" }))
 	fmt.Fprintf(w, "parameters          %s\n", changeOf(d.Before.Parameters, d.After.Parameters, count[int64]))
 	fmt.Fprintf(w, "nodes               %s\n", changeOf(int64(d.Before.Nodes), int64(d.After.Nodes), count[int64]))
 	_, err := fmt.Fprintf(w, "wrote %s (%s)\n", d.Output, size(d.OutputBytes))
 	return err
+}
+
+// printReasons says, once for all blocks that it holds of, why a lowering was chosen.
+func (d *rewriting) printReasons(w io.Writer) {
+	var reasons []string
+	blocks := map[string][]string{}
+	for _, b := range d.Blocks {
+		r := b.Lowering + " (" + b.Why + ")"
+		if blocks[r] == nil {
+			reasons = append(reasons, r)
+		}
+		blocks[r] = append(blocks[r], b.Block)
+	}
+	for _, r := range reasons {
+		if len(reasons) == 1 {
+			fmt.Fprintf(w, "lowering            %s\n", r)
+			continue
+		}
+		named := blocks[r]
+		more := ""
+		if n := len(named) - 2; n > 0 {
+			named, more = named[:2], fmt.Sprintf(" and %d more", n)
+		}
+		fmt.Fprintf(w, "lowering            %s: %s%s\n", r, strings.Join(named, ", "), more)
+	}
+	for _, n := range d.Notes {
+		fmt.Fprintf(w, "note                %s\n", n)
+	}
 }
 
 func changeCount(before, after int64) string {
