@@ -13,6 +13,13 @@ ORT_OS := $(shell uname -s | tr 'A-Z' 'a-z')
 ORT_ARCH := $(patsubst x86_64,x64,$(patsubst aarch64,arm64,$(shell uname -m)))
 ORT_LIB := .ort/$(if $(filter darwin,$(ORT_OS)),libonnxruntime.dylib,libonnxruntime.so.1)
 
+# The CUDA provider of the same release comes from another npm package, built for CUDA 13 on Linux x64. Its libraries go
+# beside that of the runtime; CUDA and cuDNN themselves are the system's.
+CUDA_PACKAGE := com.github.asus4.onnxruntime.linux-x64-gpu@0.4.9
+CUDA_INTEGRITY := sha512-FopIhNE/Ng+v2X65wVc9clPCBCvhvA53Hxo2U0Kf5fGdVsC7iCA+mZ0KLWggcQAj7TIZ6pNidR4AC10g74Xo6w==
+CUDA_FROM := package/Plugins/Linux/x64
+CUDA_LIBS := libonnxruntime_providers_shared.so libonnxruntime_providers_cuda.so
+
 PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Packages that start goroutines, or whose values are shared between those of others.
@@ -54,6 +61,26 @@ $(ORT_LIB):
 	cp "$$lib" $@.part; mv $@.part $@; \
 	echo "installed $@"
 
+runtime-cuda: $(ORT_LIB) .ort/libonnxruntime_providers_cuda.so ## install the CUDA provider beside it (Linux x64, CUDA 13)
+
+.ort/libonnxruntime_providers_cuda.so:
+	@set -euo pipefail; \
+	if [ "$(ORT_OS)-$(ORT_ARCH)" != linux-x64 ]; then \
+		echo "$(CUDA_PACKAGE) is for Linux on x64, this is $(ORT_OS) on $(ORT_ARCH)" >&2; exit 1; fi; \
+	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	echo "fetching $(CUDA_PACKAGE) (180 MB)"; \
+	( cd "$$dir" && npm_config_update_notifier=false npm pack --silent $(CUDA_PACKAGE) >/dev/null ); \
+	got=$$(node -e 'const h = require("crypto").createHash("sha512"); \
+		h.update(require("fs").readFileSync(process.argv[1])); \
+		console.log("sha512-" + h.digest("base64"))' "$$dir"/*.tgz); \
+	if [ "$$got" != "$(CUDA_INTEGRITY)" ]; then \
+		echo "$(CUDA_PACKAGE) has integrity $$got, want $(CUDA_INTEGRITY): not installed" >&2; exit 1; \
+	fi; \
+	tar -xzf "$$dir"/*.tgz -C "$$dir" $(addprefix $(CUDA_FROM)/,$(CUDA_LIBS)); \
+	for lib in $(CUDA_LIBS); do \
+		cp "$$dir/$(CUDA_FROM)/$$lib" ".ort/$$lib.part"; mv ".ort/$$lib.part" ".ort/$$lib"; echo "installed .ort/$$lib"; \
+	done
+
 demo: build runtime ## inspect, rewrite and verify a real model, into out/
 	@mkdir -p out
 	$(DHA) inspect $(DEMO)/model.onnx
@@ -72,6 +99,9 @@ $(CLIENTS): clients/package-lock.json
 
 test-runtimes: runtime clients ## run rewritten models in Go, Node, transformers.js and a browser; none may be missing
 	RUNTIMES=required $(GO) test -count 1 -timeout 10m -run Runtimes -v ./cmd/onnx-dha
+
+test-cuda: runtime-cuda ## run the tests that need a GPU; without one they are skipped and say what is missing
+	$(GO) test -timeout 30m -count 1 -v -run 'CUDA' ./verify
 
 check: fmt vet staticcheck clients test race ## all that a change has to pass
 

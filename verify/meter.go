@@ -240,11 +240,13 @@ func part(ref, got, lp, lq []float64) parted {
 		to *float64
 	}{{1, &d.top1}, {5, &d.top5}, {10, &d.top10}} {
 		k := min(top.k, len(a))
+		common := 0
 		for _, t := range a[:k] {
 			if slices.Contains(b[:k], t) {
-				*top.to += 1 / float64(k)
+				common++
 			}
 		}
+		*top.to = float64(common) / float64(k)
 	}
 	return d
 }
