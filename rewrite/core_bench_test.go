@@ -165,3 +165,19 @@ func BenchmarkCorePrefill(b *testing.B) {
 		{"static-cache-unequal", fusion.StaticCache, unequalKeys, unequalValues},
 	}, bench.Request{Prompt: 512, Rounds: 7})
 }
+
+// BenchmarkDecoder decodes with a whole decoder, 8 layers of 1024 channels with 16 heads of 64 and MLPs of 4096, and with a
+// quarter of its key and value heads.
+func BenchmarkDecoder(b *testing.B) {
+	for _, c := range []struct{ length, batch int }{{8192, 1}, {2048, 4}, {8192, 4}} {
+		b.Run(fmt.Sprintf("T%d-B%d", c.length, c.batch), func(b *testing.B) {
+			measure(b, "gpt2-matmul", testmodels.Options{Layers: 8, Heads: 16, HeadDim: 64, ModelDim: 1024, FFN: 4096, Vocab: 64, MaxSeq: 8704}, []variant{
+				{"as-exported", "", nil, nil},
+				{"in-place-16-heads", fusion.StaticCache, single, single},
+				{"grouped", fusion.Grouped, every(4), every(4)},
+				{"static-cache", fusion.StaticCache, every(4), every(4)},
+				{"gqa", fusion.GQA, every(4), every(4)},
+			}, bench.Request{Lengths: []int{c.length}, Batches: []int{c.batch}, Rounds: 3, Steps: 3, Warmup: 1})
+		})
+	}
+}
