@@ -7,9 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"gonum.org/v1/gonum/mat"
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
@@ -61,7 +66,10 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 	for _, b := range l.Blocks {
 		var w *fusion.Weights
 		if b.Fixed == "" {
-			if w, err = fusion.ReadWeights(b); err != nil {
+			if w, err = fusion.ReadWeights(b); err == nil {
+				err = finite(b.Name, w)
+			}
+			if err != nil {
 				l.Close()
 				return nil, err
 			}
@@ -78,7 +86,36 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 	for _, v := range m.Graph.Inits {
 		l.shared = l.shared || len(v.Init.Proto.ExternalData) > 0
 	}
+	if l.shared { // sessions read weights where they lie in the file instead of packing copies of their own
+		l.options.Config = maps.Clone(l.options.Config)
+		if l.options.Config == nil {
+			l.options.Config = map[string]string{}
+		}
+		l.options.Config["session.disable_prepacking"] = "1"
+	}
 	return l, nil
+}
+
+// finite reports weights of a block that are no numbers: nothing can be learned from what they give.
+func finite(block string, w *fusion.Weights) error {
+	for _, p := range []struct {
+		what   string
+		weight *mat.Dense
+		bias   []float64
+	}{{"query", w.Query, w.QueryBias}, {"key", w.Key, w.KeyBias}, {"value", w.Value, w.ValueBias}, {"output", w.Output, w.OutputBias}} {
+		parts := [][]float64{p.bias}
+		if p.weight != nil {
+			parts = append(parts, p.weight.RawMatrix().Data)
+		}
+		for _, part := range parts {
+			for _, x := range part {
+				if math.IsNaN(x) || math.IsInf(x, 0) {
+					return fmt.Errorf("block %q: the weights or biases of its %s projection hold %v; want numbers", block, p.what, x)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // load opens the model anew, as the lab found it. It must be closed.
@@ -323,7 +360,7 @@ func (b *bench) pass() (*pass, error) {
 	}
 	if p.session, err = ort.NewSession(p.path, b.lab.options); err != nil {
 		p.remove()
-		return nil, err
+		return nil, own(err)
 	}
 	for _, in := range p.session.Inputs() {
 		for _, v := range b.slots {
@@ -334,6 +371,14 @@ func (b *bench) pass() (*pass, error) {
 	}
 	p.remove() // the runtime has read it; on systems that cannot remove an open file it goes with the folder
 	return p, nil
+}
+
+// own takes the name of the copy, which tells nobody anything, off an error of the runtime.
+func own(err error) error {
+	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "model ") {
+		return inner
+	}
+	return err
 }
 
 func (p *pass) remove() {
@@ -369,7 +414,7 @@ func (p *pass) run(ctx context.Context, feeds, slots, extra map[string]*ort.Tens
 		out[o] = nil
 	}
 	if err := p.session.RunInto(ctx, in, out); err != nil {
-		return nil, err
+		return nil, own(err)
 	}
 	for name := range p.sums {
 		delete(out, "learn/total/"+name)

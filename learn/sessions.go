@@ -4,7 +4,7 @@ import "slices"
 
 // sessionBytes bounds what sessions that wait for their next use hold: a new one costs less than the passes over the data
 // that it is made for, and the copies of a large model would not all fit into memory.
-const sessionBytes = 1 << 30
+const sessionBytes = 512 << 20
 
 // sessions are copies of the model in the runtime that may be used again, those used last at the end.
 type sessions struct {

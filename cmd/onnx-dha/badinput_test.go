@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -207,34 +208,169 @@ func TestBadInput(t *testing.T) {
 		{"verify: negative steps", []string{"verify", good, small, "--steps", "-1"}, exitUsage, []string{"--steps and --threads are 0 or more"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			before := contents(t, base)
-			code, out, errs := invoke(tc.args...)
-			if code != tc.code {
-				t.Errorf("exit code %d, want %d", code, tc.code)
+			checkRefusal(t, base, tc.args, tc.code, tc.want)
+		})
+	}
+}
+
+// checkRefusal runs a command that has to fail with one line that says why, and to leave everything under base as it was.
+func checkRefusal(t *testing.T, base string, args []string, code int, want []string) {
+	t.Helper()
+	before := contents(t, base)
+	got, out, errs := invoke(args...)
+	if got != code {
+		t.Errorf("exit code %d, want %d", got, code)
+	}
+	first, rest, _ := strings.Cut(errs, "\n")
+	if !strings.HasPrefix(first, "onnx-dha: ") || rest != "" && !strings.Contains(rest, " | ") {
+		t.Errorf("want one line (and an excerpt of a configuration), got %q", errs)
+	}
+	for _, w := range want {
+		if !strings.Contains(errs, w) {
+			t.Errorf("no %q in %q", w, errs)
+		}
+	}
+	for _, never := range []string{"goroutine", "panic", "USAGE", "%!"} {
+		if strings.Contains(out+errs, never) {
+			t.Errorf("%q in\n%s%s", never, out, errs)
+		}
+	}
+	if after := contents(t, base); !maps.Equal(before, after) {
+		t.Error("files changed")
+		for path := range after {
+			if _, ok := before[path]; !ok {
+				t.Errorf("new: %s", path)
 			}
-			first, rest, _ := strings.Cut(errs, "\n")
-			if !strings.HasPrefix(first, "onnx-dha: ") || rest != "" && !strings.Contains(rest, " | ") {
-				t.Errorf("want one line (and an excerpt of a configuration), got %q", errs)
-			}
-			for _, want := range tc.want {
-				if !strings.Contains(errs, want) {
-					t.Errorf("no %q in %q", want, errs)
-				}
-			}
-			for _, never := range []string{"goroutine", "panic", "USAGE", "%!"} {
-				if strings.Contains(out+errs, never) {
-					t.Errorf("%q in\n%s%s", never, out, errs)
-				}
-			}
-			if after := contents(t, base); !maps.Equal(before, after) {
-				t.Error("files changed")
-				for path := range after {
-					if _, ok := before[path]; !ok {
-						t.Errorf("new: %s", path)
-					}
+		}
+	}
+}
+
+// TestBadLearning meets the commands that run a model on data with data, options and models that they cannot use.
+func TestBadLearning(t *testing.T) {
+	needRuntime(t)
+	base := t.TempDir()
+	in := func(name string) string { return filepath.Join(base, name) }
+	good := save(t, in("good.onnx"), "llama", testmodels.Options{Cache: true}, "")
+	save(t, in("single.onnx"), "falcon", testmodels.Options{}, "")
+	save(t, in("gpt2.onnx"), "gpt2", testmodels.Options{}, "")
+	must(t, "init", good, "--key", "2", "--value", "1", "--quiet")
+	must(t, "rewrite", good, "--config", in("dha.yaml"), "-o", in("small.onnx"), "--quiet")
+	plain := graph.New(8, 17)
+	x := plain.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
+	plain.Graph.AddOutput(plain.Graph.AddNode("Relu", "", "relu", []*graph.Value{x}, []string{"y"}).Out[0], graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
+	if err := plain.Save(in("plain.onnx"), graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, embeddings := range map[string]bool{"nan.onnx": false, "overflow.onnx": true} {
+		tamper(t, good, in(name), func(m *onnxpb.ModelProto) {
+			for _, w := range m.Graph.Initializer {
+				if w.GetDataType() == int32(onnxpb.TensorProto_FLOAT) && len(w.Dims) == 2 && (w.Dims[0] == 64) == embeddings {
+					copy(w.RawData[4*w.Dims[1]:], []byte{0, 0, 0xc0, 0x7f}) // a quiet NaN in the second row
 				}
 			}
 		})
+	}
+	lines := func(name, line string, n int) { write(t, base, name, strings.Repeat(line+"\n", n)) }
+	lines("ids.jsonl", "[1,2,3,4,5,6,7,8,9,10]", 12)
+	lines("vocabulary.jsonl", "[1,2,3,99,5,6]", 12)
+	lines("long.jsonl", "["+strings.Repeat("5,", 99)+"5]", 12)
+	lines("short.jsonl", "[7]", 1)
+	lines("keys.jsonl", `{"words": [1, 2]}`, 3)
+	write(t, base, "empty.jsonl", "")
+	write(t, base, "empty.txt", "")
+	write(t, base, "text.txt", strings.Repeat("to be or not to be\n", 40))
+	write(t, base, "vocab.json", `{"t": 0, "o": 1, "b": 2, "e": 70, " ": 4, "r": 5, "n": 6, "\n": 7}`)
+	write(t, base, "letters.json", `{"t": 0, "o": 1, "b": 2, "e": 3, " ": 4, "r": 5, "n": 6, "\n": 7}`)
+	write(t, base, "noise.npz", "this is no archive")
+	write(t, base, "other.json", `{"model": "m.onnx", "data": "d", "samples": 1, "positions": 9, "effect": "loss", "blocks": [{"block": "elsewhere", "query_heads": [], "key_heads": [], "value_heads": [], "layer": {"query_heads": []}}], "unsupported": 0}`)
+	write(t, base, "strange.json", `{"positions": 9, "weights": [1, 2]}`)
+
+	type row struct {
+		name string
+		args []string // after the model
+		code int
+		want []string
+	}
+	data := func(name string, more ...string) []string { return append([]string{"--data", in(name)}, more...) }
+	common := []row{
+		{"no data", nil, exitUsage, []string{"--data is missing; want text, token ids or tensors"}},
+		{"no such data", data("gone.jsonl"), exitUsage, []string{"gone.jsonl", "no such file or directory"}},
+		{"empty ids", data("empty.jsonl"), exitUsage, []string{"empty.jsonl", "it is empty; want at least 2 tokens"}},
+		{"empty text", data("empty.txt", "--tokenizer", in("vocab.json")), exitUsage, []string{"empty.txt", "it is empty"}},
+		{"one token", data("short.jsonl"), exitUsage, []string{"short.jsonl", "want more data"}},
+		{"shorter than a sample", data("text.txt", "--tokenizer", in("letters.json"), "--seq-len", "5000"), exitUsage, []string{"text.txt", "a sample takes 5000; want more data"}},
+		{"other keys", data("keys.jsonl"), exitUsage, []string{"line 1: want an array of token ids"}},
+		{"beyond the vocabulary", data("vocabulary.jsonl"), exitUsage, []string{"line 1: token 3 is 99, but the model's vocabulary has 64 tokens, 0 to 63"}},
+		{"another tokenizer", data("text.txt", "--tokenizer", in("vocab.json"), "--seq-len", "16"), exitUsage, []string{`is 70 ("e"), but the model's vocabulary has 64 tokens`, "want the tokenizer that the model was trained with"}},
+		{"no tokenizer", data("text.txt"), exitUsage, []string{"text.txt", "it is read as text, which needs a tokenizer"}},
+		{"no archive", data("noise.npz"), exitUsage, []string{"noise.npz"}},
+		{"gpt2.onnx", data("long.jsonl"), exitUsage, []string{"position 64 is beyond the model's table of 64; use fewer tokens"}},
+		{"negative samples", data("ids.jsonl", "--samples", "-1"), exitUsage, []string{"--samples -1; want 0 or more"}},
+		{"unknown provider", data("ids.jsonl", "--provider", "gpu"), exitUsage, []string{`--provider "gpu"`, "want one of cpu, cuda"}},
+		{"provider that is not there", data("ids.jsonl", "--provider", "cuda"), exitRuntime, []string{"good.onnx: execution provider cuda"}},
+		{"no runtime", data("ids.jsonl", "--ort-lib", in("nowhere.so")), exitRuntime, []string{"nowhere.so", "make runtime"}},
+		{"plain.onnx", data("ids.jsonl"), exitModel, []string{"plain.onnx has no attention block: no softmax between two products"}},
+		{"nan.onnx", data("ids.jsonl"), exitModel, []string{`block "/model/layers.0/self_attn": the weights or biases of its query projection hold NaN`}},
+		{"overflow.onnx", data("ids.jsonl"), exitRuntime, []string{"overflow.onnx: "}},
+	}
+	learning := append(common,
+		row{"kept in full", data("ids.jsonl", "--held-out", "0"), exitUsage, []string{"--held-out 0; want more than 0 and less than 1"}},
+		row{"negative trials", data("ids.jsonl", "--trials", "-2"), exitUsage, []string{"--trials -2; want 0 or more"}},
+		row{"wrong layout", data("ids.jsonl", "--layout", "uniforn"), exitUsage, []string{`--layout "uniforn"; did you mean "uniform"`}},
+		row{"criterion alone", data("ids.jsonl", "--importance-by", "share"), exitUsage, []string{"--importance-by without --importance"}},
+		row{"wrong criterion", data("ids.jsonl", "--importance", "measure", "--importance-by", "size"), exitUsage, []string{`--importance-by "size"`, "want one of effect, contribution"}},
+		row{"no such importance", data("ids.jsonl", "--importance", in("gone.json")), exitUsage, []string{"gone.json: no such file or directory"}},
+		row{"importance of another model", data("ids.jsonl", "--importance", in("other.json")), exitUsage, []string{"other.json: importance of 1 attention blocks; ", "good.onnx has 2"}},
+		row{"no importance", data("ids.jsonl", "--importance", in("strange.json")), exitUsage, []string{`importance "strange.json": json: unknown field "weights"; want the JSON that onnx-dha importance --json prints`}},
+		row{"data as importance", data("ids.jsonl", "--importance", in("ids.jsonl")), exitUsage, []string{`importance "ids.jsonl": json: `}},
+		row{"small.onnx", data("ids.jsonl"), exitModel, []string{"small.onnx has no attention block that can be rewritten", "start from the original"}},
+		row{"single.onnx", data("ids.jsonl"), exitUsage, []string{"every layer has one key head and one value head already; there is nothing to share"}})
+	under := func(share string, rows ...row) []row { // learn and compare, which have a budget
+		var out []row
+		for _, r := range rows {
+			r.args = append([]string{"--kv", share}, r.args...)
+			out = append(out, r)
+		}
+		return out
+	}
+	budgets := slices.Concat(under("50%", learning...),
+		under("5%", row{"less than one head each", data("ids.jsonl"), exitUsage, []string{"5 % of the cache is less than one key head and one value head in every layer; want 25 % and more"}}),
+		under("0%", row{"nothing left", data("ids.jsonl"), exitUsage, []string{"--kv 0%; want a share such as 50% or 0.5"}}))
+	for command, rows := range map[string][]row{
+		"importance": append(slices.Clone(common), row{"wrong removal", data("ids.jsonl", "--remove", "head"), exitUsage, []string{`--remove "head"; did you mean "heads"`}},
+			row{"over the model", data("ids.jsonl", "-o", good), exitUsage, []string{"is the input"}},
+			row{"report into nowhere", data("ids.jsonl", "-o", in("none/report.txt")), exitUsage, []string{"none/report.txt", "no such file or directory"}}),
+		"learn": append(slices.Clone(budgets),
+			row{"no aim", data("ids.jsonl"), exitUsage, []string{"nothing to aim for; want --kv SHARE"}},
+			row{"two aims", data("ids.jsonl", "--kv", "50%", "--max-kl", "1"), exitUsage, []string{"--kv and --max-kl are different aims"}},
+			row{"no head", data("ids.jsonl", "--key", "0"), exitUsage, []string{"--key 0; want at least 1 head"}},
+			row{"no divergence", data("ids.jsonl", "--max-kl", "-1"), exitUsage, []string{"--max-kl -1; want more than 0"}},
+			row{"unequal groups", data("ids.jsonl", "--key", "3", "--groups", "equal"), exitUsage, []string{"the 4 key heads of block", "do not make 3 equal groups"}},
+			row{"not coupled", data("ids.jsonl", "--key", "2", "--layout", "coupled"), exitUsage, []string{"cannot have 2 key heads and 4 value heads"}},
+			row{"there already", data("ids.jsonl", "--kv", "50%", "-o", in("dha.yaml")), exitUsage, []string{"dha.yaml exists; --force replaces it"}},
+			row{"over the data", data("ids.jsonl", "--kv", "50%", "--force", "-o", in("ids.jsonl")), exitUsage, []string{"is the input"}},
+			row{"into nowhere", data("ids.jsonl", "--key", "1", "-o", in("none/dha.yaml")), exitUsage, []string{"none", "no such file or directory"}}),
+		"compare": append(slices.Clone(budgets),
+			row{"no share", data("ids.jsonl"), exitUsage, []string{"--kv is missing; want shares of the cache such as 50%,25%"}},
+			row{"unknown strategy", data("ids.jsonl", "--kv", "50%", "--strategies", "gqa,optimum"), exitUsage, []string{`--strategies: strategy "optimum"; want one of gqa`}},
+			row{"resumed without a place", data("ids.jsonl", "--kv", "50%", "--resume"), exitUsage, []string{"--resume needs --output"}},
+			row{"drawn over the data", data("ids.jsonl", "--kv", "50%", "--plot", in("ids.jsonl")), exitUsage, []string{"want a name that ends in .svg or .html"}},
+			row{"drawn into nowhere", data("ids.jsonl", "--kv", "50%", "--plot", in("none/c.svg")), exitUsage, []string{"none/c.svg", "no such file or directory"}},
+			row{"two forms", data("ids.jsonl", "--kv", "50%", "--json", "--csv"), exitUsage, []string{"are forms of one report"}}),
+	} {
+		for _, r := range rows {
+			model := good
+			if strings.HasSuffix(r.name, ".onnx") {
+				model = in(r.name)
+			}
+			t.Run(command+"/"+r.name, func(t *testing.T) {
+				args := append([]string{command, model, "--threads", "1"}, r.args...)
+				if command == "learn" && !slices.Contains(args, "-o") {
+					args = append(args, "-o", in("new.yaml"))
+				}
+				checkRefusal(t, base, args, r.code, r.want)
+			})
+		}
 	}
 }
 

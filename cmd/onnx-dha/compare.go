@@ -122,10 +122,7 @@ func runCompare(c *cli.Context) (err error) {
 		}
 	}
 	for _, path := range []string{c.String("output"), chart, q.State} {
-		if path == "" {
-			continue
-		}
-		if err := apart(path, inputs...); err != nil {
+		if err := writable(path, inputs...); err != nil {
 			return err
 		}
 	}

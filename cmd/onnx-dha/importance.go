@@ -67,10 +67,8 @@ func runImportance(c *cli.Context) (err error) {
 		return err
 	}
 	inputs := []string{args[0], c.String("data"), c.String("tokenizer")}
-	if path := c.String("output"); path != "" {
-		if err := apart(path, inputs...); err != nil {
-			return err
-		}
+	if err := writable(c.String("output"), inputs...); err != nil {
+		return err
 	}
 	m, found, err := openModel(args[0])
 	if err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -64,4 +66,20 @@ func staying(l *learn.Lab) (out []string) {
 		out = append(out, fmt.Sprintf("%s %s: %s", list, verb, why))
 	}
 	return out
+}
+
+// writable makes sure, before long work, that its result can be written to path: that it is none of the inputs, and that
+// files can be made in its folder.
+func writable(path string, inputs ...string) error {
+	if path == "" {
+		return nil
+	}
+	if err := apart(path, inputs...); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return usageError("writing %s: %w", path, cause(err))
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }

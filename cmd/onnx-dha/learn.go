@@ -125,7 +125,7 @@ func runLearn(c *cli.Context) (err error) {
 	weights := strings.TrimSuffix(path, filepath.Ext(path)) + ".safetensors"
 	q.State = path + ".learn-state"
 	for _, p := range []string{path, weights, q.State} {
-		if err := apart(p, inputs...); err != nil {
+		if err := writable(p, inputs...); err != nil {
 			return err
 		}
 	}
