@@ -403,12 +403,16 @@ func list(ios []IO) string {
 }
 
 func shapes(ios []IO, in map[string]*Tensor) string {
+	const most = 8
 	var b strings.Builder
-	for i, io := range ios {
+	for i, io := range ios[:min(most, len(ios))] {
 		if i > 0 {
 			b.WriteString(", ")
 		}
 		fmt.Fprintf(&b, "%s %v", io.Name, in[io.Name])
+	}
+	if len(ios) > most {
+		fmt.Fprintf(&b, " and %d more", len(ios)-most)
 	}
 	return b.String()
 }
