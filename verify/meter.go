@@ -71,20 +71,13 @@ func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
 			}
 		}
 	}
-	for _, at := range kept {
-		for _, r := range a[at : at+row] {
-			if x := math.Abs(r); x > one.scale && finite(x) {
-				one.scale = x
-			}
-		}
-	}
-	for _, at := range kept {
-		one.compare(a[at:at+row], b[at:at+row], at, ref.Shape)
-	}
+	one.elementwise(a, b, kept, row, ref.Shape)
 	one.distributions(a, b, positions, width)
 	if one.maxAbs > 0 {
 		one.maxRel = one.maxAbs / one.scale // +Inf when the reference is all zero
+		one.sumRel = one.sumAbs / one.scale
 	}
+	one.rel = one.abs.divided(one.scale)
 	one.adds = 1
 	if m.trace {
 		m.steps = append(m.steps, one.Metrics())
@@ -109,38 +102,79 @@ func float64s(t *ort.Tensor) ([]float64, error) {
 	return out, nil
 }
 
-// compare adds elements, of which the first is number at of a tensor of the given shape. The scale is known.
+// chunk is how many elements are added up together, whatever the number of processors.
+const chunk = 1 << 16
+
+// elementwise adds the elements of the rows that start at the given places. Chunks of them are summed side by side, and
+// the sums added in order.
+func (m *Meter) elementwise(ref, got []float64, starts []int, row int, shape []int64) {
+	type piece struct{ at, n int }
+	var pieces []piece
+	for _, at := range starts {
+		if n := len(pieces); n > 0 && pieces[n-1].at+pieces[n-1].n == at && pieces[n-1].n+row <= chunk {
+			pieces[n-1].n += row
+			continue
+		}
+		for done := 0; done < row; done += chunk {
+			pieces = append(pieces, piece{at + done, min(chunk, row-done)})
+		}
+	}
+	sums := make([]Meter, len(pieces))
+	parallel(len(pieces), func(i int) {
+		p := pieces[i]
+		sums[i].compare(ref[p.at:p.at+p.n], got[p.at:p.at+p.n], p.at, shape)
+	})
+	for i := range sums {
+		m.Merge(&sums[i])
+	}
+}
+
+// parallel calls f for the numbers below n on all processors.
+func parallel(n int, f func(int)) {
+	workers := min(runtime.GOMAXPROCS(0), n)
+	if workers < 2 {
+		for i := range n {
+			f(i)
+		}
+		return
+	}
+	var group sync.WaitGroup
+	for w := range workers {
+		group.Go(func() {
+			for i := w; i < n; i += workers {
+				f(i)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// compare adds elements, of which the first is number at of a tensor of the given shape.
 func (m *Meter) compare(ref, got []float64, at int, shape []int64) {
 	for i, r := range ref {
 		g := got[i]
-		if r-g != 0 || r != r || g != g || r-r != 0 { // not the same number, or not a number that is finite
-			if !finite(r) || !finite(g) {
-				if r == g || math.IsNaN(r) && math.IsNaN(g) {
-					m.leftOut++
-					continue
-				}
-				if m.nonFinite++; m.bad == nil {
-					m.bad = &Place{Index: indexOf(at+i, shape), Reference: r, Got: g}
-				}
-				continue
-			}
-			d := math.Abs(r - g)
+		d := math.Abs(r - g)
+		switch {
+		case d == 0: // both are finite, or their difference would be NaN
+			m.abs.zeros++
+		case finite(r) && finite(g):
 			m.maxAbs = max(m.maxAbs, d)
 			m.sumAbs += d
 			m.err2 += d * d
 			m.abs.add(d)
-			if m.scale > 0 {
-				m.rel.add(d / m.scale)
-				m.sumRel += d / m.scale
-			} else {
-				m.rel.add(math.Inf(1))
-				m.sumRel = math.Inf(1)
+		default:
+			if finite(r) {
+				m.scale = max(m.scale, math.Abs(r))
 			}
-		} else {
-			m.abs.zeros++
-			m.rel.zeros++
+			if r == g || math.IsNaN(r) && math.IsNaN(g) {
+				m.leftOut++
+			} else if m.nonFinite++; m.bad == nil {
+				m.bad = &Place{Index: indexOf(at+i, shape), Reference: r, Got: g}
+			}
+			continue
 		}
 		m.elements++
+		m.scale = max(m.scale, math.Abs(r))
 		m.dot += r * g
 		m.ref2 += r * r
 		m.got2 += g * g
@@ -171,21 +205,12 @@ func (m *Meter) distributions(ref, got []float64, starts []int, width int) []par
 		return nil
 	}
 	out := make([]parted, len(starts))
-	workers := min(runtime.GOMAXPROCS(0), len(starts))
-	if len(starts)*width < 1<<15 {
-		workers = 1
-	}
-	var group sync.WaitGroup
-	for w := range workers {
-		group.Go(func() {
-			lp, lq := make([]float64, width), make([]float64, width)
-			for i := w; i < len(starts); i += workers {
-				at := starts[i]
-				out[i] = part(ref[at:at+width], got[at:at+width], lp, lq)
-			}
-		})
-	}
-	group.Wait()
+	rooms := sync.Pool{New: func() any { return make([]float64, 4*width) }}
+	parallel(len(starts), func(i int) {
+		at, room := starts[i], rooms.Get().([]float64)
+		out[i] = part(ref[at:at+width], got[at:at+width], room)
+		rooms.Put(room)
+	})
 	for _, d := range out {
 		if !d.counts {
 			continue
@@ -207,32 +232,31 @@ func (m *Meter) distributions(ref, got []float64, starts []int, width int) []par
 // underflow is where the ratio of two probabilities may overflow, and their part of a divergence is nothing.
 const underflow = 1e-290
 
-// part compares the distributions of one position; lp and lq are room for as many numbers.
-func part(ref, got, lp, lq []float64) parted {
-	if slices.ContainsFunc(ref, math.IsNaN) || slices.ContainsFunc(got, math.IsNaN) {
+// part compares the distributions of one position; room is for four times as many numbers.
+func part(ref, got, room []float64) parted {
+	n := len(ref)
+	lp, lq, ps, qs := room[:n], room[n:2*n], room[2*n:3*n], room[3*n:4*n]
+	if !softmaxInto(lp, ps, ref) || !softmaxInto(lq, qs, got) {
 		return parted{}
 	}
 	if slices.Equal(ref, got) {
 		return parted{counts: true, top1: 1, top5: 1, top10: 1}
 	}
-	logSoftmaxInto(lp, ref)
-	logSoftmaxInto(lq, got)
 	d := parted{counts: true}
-	for i, a := range lp {
-		b := lq[i]
-		p, q := math.Exp(a), math.Exp(b)
+	for i, p := range ps {
+		q := qs[i]
 		if p > 0 { // 0·ln 0 is 0
-			d.kl += p * (a - b)
+			d.kl += p * (lp[i] - lq[i])
 		}
 		// ½ p ln(p/m) + ½ q ln(q/m), where ln(p/m) = ln 2 - ln(1 + q/p).
 		if p > underflow && q > underflow {
-			l := math.Log1p(q / p)
-			d.js += 0.5 * (p*(math.Ln2-l) + q*(math.Ln2-l+b-a))
+			l := math.Ln2 - math.Log1p(q/p)
+			d.js += 0.5 * (p*l + q*(l+lq[i]-lp[i]))
 		} else {
 			d.js += 0.5 * math.Ln2 * (p + q)
 		}
 	}
-	// Rounding can leave a underflow negative sum for equal distributions.
+	// Rounding can leave a tiny negative sum for equal distributions.
 	d.kl, d.js = max(d.kl, 0), max(d.js, 0)
 	a, b := largest(ref, min(10, len(ref))), largest(got, min(10, len(ref)))
 	for _, top := range []struct {

@@ -58,7 +58,7 @@ type Request struct {
 // exactSteps is how many steps after the prefill the tied reference follows in a decode; it then sits out until the last
 // step, which it starts from the caches of the rewritten model: a rewrite that is exact from any one step to the next, and
 // was from the start, is exact all along, and the reference need not be run twenty times to show it.
-const exactSteps = 4
+const exactSteps = 2
 
 // Steps and prompt length when a request names none.
 const (
@@ -135,7 +135,7 @@ func newPairRun(q Request) (*pairRun, error) {
 	return r, nil
 }
 
-func (r *pairRun) open() (err error) {
+func (r *pairRun) open() error {
 	q := r.Request
 	exact, drift := q.Exact, q.Drift
 	if exact == nil {
@@ -156,11 +156,32 @@ func (r *pairRun) open() (err error) {
 	if q.Reference != nil {
 		reference = *q.Reference
 	}
-	if r.original, err = r.load("original", q.Original, reference); err != nil {
-		return err
+	// Reading weights and arranging them is work for one processor each.
+	sides := []struct {
+		what, path string
+		o          ort.Options
+		to         **Model
+		seconds    float64
+		err        error
+	}{
+		{what: "original", path: q.Original, o: reference, to: &r.original},
+		{what: "rewritten", path: q.Rewritten, o: q.Session, to: &r.rewritten},
+		{what: "tied reference", path: q.Tied, o: reference, to: &r.tied},
 	}
-	if r.rewritten, err = r.load("rewritten", q.Rewritten, q.Session); err != nil {
-		return err
+	parallel(len(sides), func(i int) {
+		if s := &sides[i]; s.path != "" {
+			start := time.Now()
+			*s.to, s.err = r.load(s.what, s.path, s.o)
+			s.seconds = time.Since(start).Seconds()
+		}
+	})
+	for _, s := range sides {
+		if s.err != nil {
+			return s.err
+		}
+		if s.path != "" {
+			r.timing.Load[s.what] = s.seconds
+		}
 	}
 	if err := sameInputs(r.original, r.rewritten); err != nil {
 		return err
@@ -178,9 +199,6 @@ func (r *pairRun) open() (err error) {
 	if q.Tied == "" {
 		agree(r.rewritten, r.original)
 		return nil
-	}
-	if r.tied, err = r.load("tied reference", q.Tied, reference); err != nil {
-		return err
 	}
 	if err := sameInputs(r.tied, r.rewritten); err != nil {
 		return err
@@ -214,7 +232,6 @@ func (r *pairRun) settle() error {
 
 // load opens one of the models, with the tapped wires as outputs.
 func (r *pairRun) load(what, path string, o ort.Options) (*Model, error) {
-	start := time.Now()
 	var m *Model
 	var err error
 	if len(r.taps) == 0 {
@@ -229,7 +246,6 @@ func (r *pairRun) load(what, path string, o ort.Options) (*Model, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	r.timing.Load[what] = time.Since(start).Seconds()
 	return m, nil
 }
 

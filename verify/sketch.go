@@ -59,6 +59,21 @@ func (s *sketch) merge(o *sketch) {
 	}
 }
 
+// divided counts the same numbers divided by x, each as the largest of its bin. Divided by 0 all but 0 are infinite.
+func (s *sketch) divided(x float64) sketch {
+	out := sketch{zeros: s.zeros, infinities: s.infinities}
+	for i, n := range s.counts {
+		switch {
+		case n == 0:
+		case x == 0:
+			out.infinities += n
+		default:
+			*out.at(binOf(math.Nextafter(lower(s.first+i+1), 0) / x)) += n
+		}
+	}
+	return out
+}
+
 // quantile returns a number that a share of the numbers do not exceed: the upper end of the bin of the one that is just
 // enough. It is 0 for no numbers.
 func (s *sketch) quantile(share float64) float64 {
