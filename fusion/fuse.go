@@ -5,29 +5,6 @@ import (
 	"slices"
 )
 
-// Apply fuses heads: entry j holds the weights or the bias of original head j, flat, all of one length. The result has
-// one slice of that length per group, Σ_j Weights[g][j] · heads[Groups[g][j]] (the linear heads fusion operator, DHA
-// arXiv 2406.06567 §3.1), summed in float64 in the order of the group so that equal inputs give equal bytes. The
-// groups must name heads that exist and the slices must be of one length, as a resolved Plan guarantees; Apply panics
-// otherwise.
-func (f Fusion) Apply(heads [][]float64) [][]float64 {
-	out := make([][]float64, len(f.Groups))
-	for g, group := range f.Groups {
-		fused := make([]float64, len(heads[group[0]]))
-		for j, h := range group {
-			if len(heads[h]) != len(fused) {
-				panic(fmt.Sprintf("fusion: head %d has %d elements, head %d has %d", h, len(heads[h]), group[0], len(fused)))
-			}
-			w := f.Weights[g][j]
-			for i, x := range heads[h] {
-				fused[i] += w * x
-			}
-		}
-		out[g] = fused
-	}
-	return out
-}
-
 // Mean fuses each group into the mean of its heads, the initialisation of GQA (arXiv 2305.13245 §2.1).
 func Mean(groups [][]int) Fusion {
 	f := Fusion{Groups: make([][]int, len(groups)), Weights: make([][]float64, len(groups))}

@@ -348,27 +348,22 @@ func (l *llama) statistics(i int, xs []*mat.Dense, attended bool) *Stats {
 func (y *llamaLayer) use(sol *Solution) {
 	w := y.w
 	y.query, y.output = w.Query, w.Output
-	fused := func(x *mat.Dense, n, d int, f Fusion) *mat.Dense {
-		rows, _ := x.Dims()
-		heads := make([][]float64, n)
-		for h := range heads {
-			heads[h] = mat.DenseCopyOf(cols(x, h, d)).RawMatrix().Data
+	fused := func(x *mat.Dense, d int, f Fusion) *mat.Dense {
+		var list []*mixture
+		for _, weights := range f.Weights {
+			list = append(list, scalarMixture(weights))
 		}
-		out := mat.NewDense(rows, f.Heads()*d, nil)
-		for g, data := range f.Apply(heads) {
-			cols(out, g, d).Copy(mat.NewDense(rows, d, data))
-		}
-		return out
+		return mixed(x, d, f.Groups, list)
 	}
 	if l := sol.Learned; l != nil && l.Key != nil {
 		y.key, y.query = l.Key, l.Query
 	} else {
-		y.key = fused(w.Key, w.KVHeads, w.HeadDim, sol.Key)
+		y.key = fused(w.Key, w.HeadDim, sol.Key)
 	}
 	if l := sol.Learned; l != nil && l.Value != nil {
 		y.value, y.output = l.Value, l.Output
 	} else {
-		y.value = fused(w.Value, w.ValueHeads, w.ValueDim, sol.Value)
+		y.value = fused(w.Value, w.ValueDim, sol.Value)
 	}
 	km, vm := sol.Key.Map(), sol.Value.Map()
 	y.keyOf, y.valueOf = nil, nil

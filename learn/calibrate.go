@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"slices"
 
 	"gonum.org/v1/gonum/mat"
@@ -12,6 +13,7 @@ import (
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
+	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
 	"onnx-dha/verify"
 )
@@ -36,6 +38,7 @@ type layout struct {
 	fixed    int // channels of all key heads that it does not turn
 	cross    bool
 	attended attended
+	spread   bool
 	stride   int
 	scores   int // stride over queries of the statistics of scores; 0 without them
 }
@@ -80,14 +83,14 @@ func (c *collector) add(i, seq int) (l layout, err error) {
 		F := int64(l.turned)
 		c.b.sum(l.name("turned"), c.products(l.name("turned"), k.pick(at), F, 2*K), F, 2*K, 2*K)
 	}
+	var fixed []int
 	if l.fixed = len(rest) * w.KVHeads; l.fixed > 0 {
-		var at []int
 		for h := range w.KVHeads {
 			for _, ch := range rest {
-				at = append(at, h*w.HeadDim+ch)
+				fixed = append(fixed, h*w.HeadDim+ch)
 			}
 		}
-		n, x := int64(l.fixed), k.pick(at)
+		n, x := int64(l.fixed), k.pick(fixed)
 		c.b.sum(l.name("fixed"), c.products(l.name("fixed"), x, 1, n), 1, n, n)
 		c.b.sumAs(l.name("fixed_mean"), c.b.reduce("ReduceSum", l.name("fixed_mean/sum"), x, 1), n)
 	}
@@ -98,8 +101,12 @@ func (c *collector) add(i, seq int) (l layout, err error) {
 	}
 	n := int64(w.ValueHeads * w.ValueDim)
 	c.b.sum(l.name("value"), c.products(l.name("value"), v.pick(nil), 1, n), 1, n, n)
-	if err := c.attend(&l, v.plain(), seq); err != nil {
+	at, err := c.attend(&l, v.plain(nil), seq)
+	if err != nil {
 		return l, err
+	}
+	if at != nil && l.fixed > 0 && w.Heads*l.fixed*l.fixed <= attendedLimit {
+		c.spread(&l, at, k.plain(fixed), w.Heads)
 	}
 	return l, c.scores(&l, seq)
 }
@@ -110,8 +117,8 @@ type projected struct {
 	// pick returns channels by token, [channels, tokens]: those given by their place among the channels of all heads side
 	// by side, all when nil.
 	pick func(at []int) *graph.Value
-	// plain returns all channels as [tokens, channels].
-	plain func() *graph.Value
+	// plain returns the same as [tokens, channels].
+	plain func(at []int) *graph.Value
 }
 
 // channels reads heads where they are projected, bias included, before anything else happens to them; hidden tokens are
@@ -175,6 +182,12 @@ func (c *collector) channels(name string, p *attention.Path, bias []float64, mas
 	if c.turned == nil {
 		c.turned = map[*graph.Value]*graph.Value{}
 	}
+	n := func(at []int) int64 {
+		if at == nil {
+			return int64(len(columns))
+		}
+		return int64(len(at))
+	}
 	out := projected{rows: rows}
 	out.pick = func(at []int) *graph.Value {
 		t := c.turned[p.Projection.Output]
@@ -182,13 +195,9 @@ func (c *collector) channels(name string, p *attention.Path, bias []float64, mas
 			t = b.op("Transpose", name+"/transposed", []*graph.Value{rows}, graph.IntsAttr("perm", 1, 0))
 			c.turned[p.Projection.Output] = t
 		}
-		n := len(columns)
-		if at != nil {
-			n = len(at)
-		}
-		return gather(t, 0, at, int64(n), 1)
+		return gather(t, 0, at, n(at), 1)
 	}
-	out.plain = func() *graph.Value { return gather(rows, 1, nil, int64(len(columns))) }
+	out.plain = func(at []int) *graph.Value { return gather(rows, 1, at, n(at)) }
 	return out, nil
 }
 
@@ -227,14 +236,15 @@ func (c *collector) products(name string, x *graph.Value, groups, n int64) *grap
 	return b.op("MatMul", name+"/gram", []*graph.Value{x, t})
 }
 
-// attend sets up E[(A_h v)ᵀ(A_h v)] and E[A_h v] for v [batch·keys, n].
-func (c *collector) attend(l *layout, v *graph.Value, seq int) error {
+// attend sets up E[(A_h v)ᵀ(A_h v)] and E[A_h v] for v [batch·keys, n], and returns the queries that were sampled, nil where
+// the probabilities have no form that is known.
+func (c *collector) attend(l *layout, v *graph.Value, seq int) (*sampled, error) {
 	b, block, w := c.b, c.b.blocks[l.block], c.b.lab.Weights[l.block]
 	name := l.name("attended")
 	p, err := c.probabilities(name, block)
 	if err != nil || p == nil {
 		l.attended = none
-		return err
+		return nil, err
 	}
 	width := w.ValueHeads * w.ValueDim
 	l.stride = strideFor(block.Heads, width, seq)
@@ -248,12 +258,59 @@ func (c *collector) attend(l *layout, v *graph.Value, seq int) error {
 	if l.attended == pooled {
 		all := b.op("Reshape", name+"/all", []*graph.Value{at.ax, b.ints(name+"/all_shape", -1, n)})
 		b.sumAs(name, b.gram(name, all, 2), 1, n, n)
-		return nil
+		return &at, nil
 	}
 	byHead := b.op("Transpose", name+"/by_head", []*graph.Value{at.ax}, graph.IntsAttr("perm", 1, 0, 2, 3))
 	flat := b.op("Reshape", name+"/flat", []*graph.Value{byHead, b.ints(name+"/flat_shape", heads, -1, n)})
 	b.sum(name, b.gram(name, flat, 3), heads, n, n)
-	return nil
+	return &at, nil
+}
+
+// signTable is the number of random signs that are fed for keys: no attention is as long.
+const signTable = 1 << 16
+
+const spreadInput = "learn/spread"
+
+// spread sets up E_i Σ_j A_ij (k_j − k̄_i)ᵀ(k_j − k̄_i) for k [batch·keys, n] and the queries that were sampled: as the mean of
+// the squares of rows Σ_j ξ_j √A_ij (k_j − k̄_i) with random signs ξ, one row for each query instead of one for each key.
+func (c *collector) spread(l *layout, at *sampled, k *graph.Value, heads int) {
+	b, name, n := c.b, l.name("spread"), int64(l.fixed)
+	l.spread = true
+	p := at.p
+	if at.shown != nil { // what padding holds may be NaN
+		p = b.op("Where", name+"/shown", []*graph.Value{at.shown, p, b.floats(name+"/zero", nil, 0)})
+	}
+	shape := b.op("Shape", name+"/shape", []*graph.Value{p})
+	dim := func(axis int64) *graph.Value {
+		return b.op("Gather", name+"/dim", []*graph.Value{shape, b.ints(name+"/at", axis)}, graph.IntAttr("axis", 0))
+	}
+	concat := func(of ...*graph.Value) *graph.Value {
+		return b.op("Concat", name+"/dims", of, graph.IntAttr("axis", 0))
+	}
+	signs := b.input(spreadInput, onnxpb.TensorProto_FLOAT, signTable)
+	signs = b.op("Slice", name+"/signs", []*graph.Value{signs, b.ints(name+"/from", 0), dim(3), b.ints(name+"/axis", 0)})
+	y := b.op("Mul", name+"/signed", []*graph.Value{b.op("Sqrt", name+"/root", []*graph.Value{p}), signs})
+	drift := b.op("Mul", name+"/drift", []*graph.Value{p, b.reduce("ReduceSum", name+"/sums", y, 3)})
+	y = b.op("Sub", name+"/centred", []*graph.Value{y, drift})
+	rows := b.op("Reshape", name+"/rows", []*graph.Value{y, concat(dim(0), b.ints(name+"/all", -1), dim(3))})
+	k = b.op("Reshape", name+"/k", []*graph.Value{k, concat(dim(0), dim(3), b.ints(name+"/n", n))})
+	x := b.op("MatMul", name+"/of_keys", []*graph.Value{rows, k})
+	x = b.op("Reshape", name+"/split", []*graph.Value{x, concat(dim(0), dim(1), b.ints(name+"/each", -1, n))})
+	x = b.op("Transpose", name+"/by_head", []*graph.Value{x}, graph.IntsAttr("perm", 1, 0, 2, 3))
+	x = b.op("Reshape", name+"/flat", []*graph.Value{x, b.ints(name+"/flat_shape", int64(heads), -1, n)})
+	b.sum(name, b.gram(name, x, 3), int64(heads), n, n)
+}
+
+// spreadSigns are those of one run.
+func spreadSigns(run int) *ort.Tensor {
+	rng := rand.New(rand.NewPCG(uint64(run), 0x59bead))
+	x := make([]float32, signTable)
+	for i := 0; i < len(x); i += 64 {
+		for j, bits := 0, rng.Uint64(); j < 64; j, bits = j+1, bits>>1 {
+			x[i+j] = 1 - 2*float32(bits&1)
+		}
+	}
+	return ort.FromFloat32(x, signTable)
 }
 
 // stats divides the sums of one block by the tokens that they are over.
@@ -268,7 +325,10 @@ func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 	if l.attended != none {
 		rows = p.matrix(l.name("rows"))[0]
 	}
-	of := w.ValueHeads * w.ValueDim
+	of, spread := w.ValueHeads*w.ValueDim, 0
+	if l.spread {
+		spread = w.Heads
+	}
 	for _, m := range []struct {
 		what  string
 		to    *[]*mat.SymDense
@@ -280,6 +340,7 @@ func (p *pass) stats(l layout, w *fusion.Weights) (*fusion.Stats, error) {
 		{"turned", &s.Turned, l.turned, 2 * w.KVHeads, s.Tokens},
 		{"fixed", &fixed, min(1, l.fixed), l.fixed, s.Tokens},
 		{"value", &values, 1, of, s.Tokens},
+		{"spread", &s.Spread, spread, l.fixed, rows},
 		{"attended", &s.Attended, l.attended.matrices(w.Heads), of, rows * float64(w.Heads/max(1, l.attended.matrices(w.Heads)))},
 	} {
 		if m.count == 0 {
@@ -425,6 +486,9 @@ func (k *calibration) collect(ctx context.Context, batches []Batch, sweeps int, 
 		for _, l := range k.layouts {
 			if l.stride > 0 {
 				rows[rowInput(l.stride)] = ort.FromInt64([]int64{firstRow(at, l.stride, batch.Length)}, 1)
+			}
+			if l.spread {
+				rows[spreadInput] = spreadSigns(at)
 			}
 			if l.scores > 0 {
 				maps.Copy(rows, sketches(l, k.lab.Weights[l.block], at, batch.Length))

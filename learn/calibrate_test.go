@@ -189,6 +189,7 @@ func TestStatistics(t *testing.T) {
 						{"fixed", fixed(got[n]), fixed(want)},
 						{"value", []*mat.SymDense{got[n].Value}, []*mat.SymDense{want.Value}},
 						{"attended", got[n].Attended, want.Attended},
+						{"spread", got[n].Spread, want.Spread},
 					} {
 						if len(m.got) != len(m.want) {
 							t.Fatalf("block %d: %d matrices of %s, want %d", block, len(m.got), m.what, len(m.want))
@@ -282,6 +283,7 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 	}
 	query, turned, attended := make([]tally, w.Heads), make([]tally, len(pairs)), make([]tally, w.Heads)
 	var fixed, value tally
+	spread := make([]tally, w.Heads)
 	inside := tapped(t, l, batches, func(_ *graph.Graph, blocks []*attention.Block) []*graph.Value {
 		b := blocks[block]
 		return []*graph.Value{b.Key.Projection.Input, b.PV.In[0], b.Query.Projection.Input}
@@ -320,6 +322,16 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 			v, _ := m.Int64s()
 			return v[e*length+s] != 0
 		}
+		still := func(at int) (r []float64) { // channels of keys that are not turned
+			k := heads(xs, at, w.Key, w.KeyBias)
+			for h := range w.KVHeads {
+				for _, c := range rest {
+					r = append(r, k[h*w.HeadDim+c])
+				}
+			}
+			return r
+		}
+		signs, _ := spreadSigns(i).Float64s()
 		for e := range B {
 			for s := range T {
 				if !shown(keyMask, e, s, T) {
@@ -335,14 +347,8 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 					}
 					turned[f].add(z)
 				}
-				var r []float64
-				for h := range w.KVHeads {
-					for _, c := range rest {
-						r = append(r, k[h*w.HeadDim+c])
-					}
-				}
-				if len(r) > 0 {
-					fixed.add(r)
+				if len(rest) > 0 {
+					fixed.add(still(e*T + s))
 				}
 				value.add(heads(xs, e*T+s, w.Value, w.ValueBias))
 			}
@@ -358,6 +364,11 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 					continue
 				}
 				for h := range w.Heads {
+					var row, mean mat.VecDense
+					if n := w.KVHeads * len(rest); n > 0 {
+						row, mean = *mat.NewVecDense(n, nil), *mat.NewVecDense(n, nil)
+					}
+					drift := 0.0
 					av := make([]float64, w.ValueHeads*w.ValueDim)
 					for to := range T {
 						if shown(keyMask, e, to, T) {
@@ -365,9 +376,19 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 							for d, y := range heads(xs, e*T+to, w.Value, w.ValueBias) {
 								av[d] += p * y
 							}
+							if len(rest) > 0 {
+								k := mat.NewVecDense(row.Len(), still(e*T+to))
+								row.AddScaledVec(&row, signs[to]*math.Sqrt(p), k)
+								mean.AddScaledVec(&mean, p, k)
+								drift += signs[to] * math.Sqrt(p)
+							}
 						}
 					}
 					attended[h].add(av)
+					if len(rest) > 0 {
+						row.AddScaledVec(&row, -drift, &mean)
+						spread[h].add(row.RawVector().Data)
+					}
 				}
 			}
 		}
@@ -382,6 +403,9 @@ func newReferenceStats(t *testing.T, l *Lab, block int, lay layout, batches []Ba
 		s.Turned = append(s.Turned, turned[f].moments())
 	}
 	if fixed.rows > 0 {
+		for h := range w.Heads {
+			s.Spread = append(s.Spread, spread[h].moments())
+		}
 		s.Fixed, s.FixedMean = fixed.moments(), fixed.mean()
 	}
 	return s
