@@ -170,9 +170,15 @@ func (b *bisection) prune(set []int) ([]int, error) {
 // exhaust tries all sets of a size, and returns the first that suffices; all is false when the budget does not allow it.
 func (b *bisection) exhaust(size int) (found []int, all bool, err error) {
 	n := len(b.Blocks)
+	known := 0
+	for _, t := range b.Trials {
+		if len(t.LeftAlone) == size {
+			known++
+		}
+	}
 	count := 1
 	for i := range size {
-		if count = count * (n - i) / (i + 1); count > b.left+len(b.known) {
+		if count = count * (n - i) / (i + 1); count-known > b.left {
 			return nil, false, nil
 		}
 	}
