@@ -161,7 +161,8 @@ func fillRandom(t *ort.Tensor, r *rand.Rand) error {
 }
 
 // Feed takes the next tokens of every sequence, [batch][n], and computes the scores of what follows. Prompts of unequal
-// length, which only a loop's first tokens may be, are padded in front; the model needs a mask for that.
+// length, which only a loop's first tokens may be, are padded in front; the model needs a mask for that. After an error
+// the loop has to go back to the beginning ([Loop.Rewind]).
 func (l *Loop) Feed(ctx context.Context, tokens [][]int64) error {
 	if len(tokens) != l.batch {
 		return fmt.Errorf("model %q: tokens of %d sequences for a batch of %d", l.m.Path, len(tokens), l.batch)
