@@ -5,7 +5,8 @@ package graph
 // input of a Loop's body that the next iteration gets from an output of it.
 type Joint struct {
 	Node    *Node
-	Initial *Value   // what the node takes in; nil when nothing
+	Initial *Value // what the node takes in, its input Input; nil when nothing
+	Input   int
 	Inputs  []*Value // of bodies
 	Results []*Value // outputs of bodies; one that is a value of a graph around the body is listed too
 	Out     *Value   // output of the node; nil when nobody reads it
@@ -65,7 +66,7 @@ func loopJoints(n *Node) []*Joint {
 	for _, b := range n.bodies() {
 		for i := range max(len(n.In)-2, 0) {
 			out = append(out, &Joint{
-				Node: n, Initial: nth(n.In, 2+i), Inputs: present(nth(b.Inputs, 2+i)), Results: present(nth(b.Outputs, 1+i)), Out: nth(n.Out, i),
+				Node: n, Initial: nth(n.In, 2+i), Input: 2 + i, Inputs: present(nth(b.Inputs, 2+i)), Results: present(nth(b.Outputs, 1+i)), Out: nth(n.Out, i),
 			})
 		}
 	}
@@ -82,7 +83,7 @@ func scanJoints(n *Node) []*Joint {
 	for _, b := range n.bodies() {
 		for i := range max(states, 0) {
 			out = append(out, &Joint{
-				Node: n, Initial: nth(n.In, i), Inputs: present(nth(b.Inputs, i)), Results: present(nth(b.Outputs, i)), Out: nth(n.Out, i),
+				Node: n, Initial: nth(n.In, i), Input: i, Inputs: present(nth(b.Inputs, i)), Results: present(nth(b.Outputs, i)), Out: nth(n.Out, i),
 			})
 		}
 	}

@@ -79,6 +79,13 @@ func TestExactLoop(t *testing.T) {
 	}
 }
 
+// What a Loop starts from is one empty tensor for the caches of all layers, whose heads come to differ.
+func TestExactLoopFromEmpty(t *testing.T) {
+	runtime(t)
+	path := wrapped(t, testmodels.FromEmpty(testmodels.Loop(message(t, "llama", testmodels.Options{Cache: true}))))
+	exactGroupings(t, "llama", path, []string{"decoupled", "decoupled-unequal"}, -1)
+}
+
 // The body of a Scan reads weights of the graph around it.
 func TestExactScan(t *testing.T) {
 	runtime(t)

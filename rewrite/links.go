@@ -2,6 +2,7 @@ package rewrite
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,13 +24,33 @@ type link struct {
 	block   string
 }
 
-// link notes that a cache changes under all its names.
+// link notes that a cache changes under all its names, and where loops take in what it is at first.
 func (e *editor) link(c *attention.Cache, block string, was, is attention.Layout, heads []int) {
 	for v, axis := range c.Links {
-		if _, ok := e.links[v]; !ok {
-			e.links[v] = link{axis, was, is, heads, block}
+		l := link{axis, was, is, heads, block}
+		starts := 0
+		for _, u := range v.Users() {
+			if u.Node == nil || len(u.Node.Subgraphs) == 0 {
+				continue
+			}
+			for _, j := range u.Node.Joints() {
+				if j.Initial == v && j.Input == u.Index && linked(c, j.Inputs) {
+					e.starts[u] = l
+					starts++
+				}
+			}
+		}
+		if _, ok := e.links[v]; !ok && (starts == 0 || v.IsInput || v.Producer != nil && len(v.Producer.Subgraphs) > 0) {
+			e.links[v] = l
 		}
 	}
+}
+
+func linked(c *attention.Cache, names []*graph.Value) bool {
+	return slices.ContainsFunc(names, func(v *graph.Value) bool {
+		_, ok := c.Links[v]
+		return ok || v == c.Past
+	})
 }
 
 // settle changes the names of caches that no path led to.
@@ -46,7 +67,61 @@ func (e *editor) settle() error {
 		e.settled[v] = true
 		e.correctShapes(v, l.axis, l.was, l.is)
 	}
+	uses := slices.SortedFunc(maps.Keys(e.starts), func(a, b graph.Use) int {
+		return cmp.Or(strings.Compare(a.Node.String(), b.Node.String()), a.Index-b.Index)
+	})
+	for _, u := range uses {
+		l, v := e.starts[u], u.Node.In[u.Index]
+		if e.settled[v] || l.was.Len() == l.is.Len() {
+			continue
+		}
+		back := e.p.In(u.Node.Graph)
+		first, err := e.start(v, l)
+		back()
+		if err != nil {
+			return fmt.Errorf("block %q: its cache is %q at first: %w", l.block, v.Name, err)
+		}
+		e.p.SetInput(u.Node, u.Index, first)
+	}
 	return nil
+}
+
+// start makes what a loop starts from with other heads. The old one stays for those who read it too.
+func (e *editor) start(v *graph.Value, l link) (*graph.Value, error) {
+	if t := v.Const(); t != nil {
+		t, err := l.pick(t)
+		if err != nil {
+			return nil, err
+		}
+		return e.constant(v, t), nil
+	}
+	n := v.Producer
+	again := func(x *graph.Value) *graph.Value {
+		return e.p.Node(n.OpType, n.Domain, n.Name, 1, []*graph.Value{x}, n.Proto.Attribute...)[0]
+	}
+	switch {
+	case n == nil:
+	case n.Is("Identity"), n.Is("Cast"):
+		x, err := e.start(n.In[0], l)
+		if err != nil {
+			return nil, err
+		}
+		return again(x), nil
+	case n.Is("ConstantOfShape"):
+		known, ok := e.facts.Known(n.In[0])
+		if !ok || l.axis >= len(known.Ints) {
+			break
+		}
+		if entry, ok := known.Ints[l.axis].Const(); !ok || entry != int64(l.was.Len()) {
+			break
+		}
+		target, err := e.withEntries(n.In[0], known, map[int]int64{l.axis: int64(l.is.Len())})
+		if err != nil {
+			return nil, err
+		}
+		return again(target), nil
+	}
+	return nil, fmt.Errorf("%v gives it, and how many heads that has cannot be changed", n)
 }
 
 // settleAt changes the heads of one name.
@@ -79,21 +154,6 @@ func (e *editor) settleAt(v *graph.Value, l link) error {
 		}
 		e.settled[n.In[0]] = true
 		return e.settleAt(n.In[0], l)
-	case n.Is("ConstantOfShape"):
-		known, ok := e.facts.Known(n.In[0])
-		if !ok || l.axis >= len(known.Ints) {
-			break
-		}
-		if entry, ok := known.Ints[l.axis].Const(); !ok || entry != int64(was.Len()) {
-			break
-		}
-		defer e.p.In(n.Graph)()
-		target, err := e.withEntries(n.In[0], known, map[int]int64{l.axis: int64(is.Len())})
-		if err != nil {
-			return err
-		}
-		e.p.SetInput(n, 0, target)
-		return nil
 	}
 	return fmt.Errorf("%v gives it there, and how many heads that has cannot be changed", n)
 }

@@ -92,7 +92,7 @@ func (e *editor) repack(proj *attention.Projection, changes []change) (plan func
 		last := len(shape) - 1
 		for _, u := range w.Users() {
 			node := u.Node
-			if node == nil || node.Graph != e.g {
+			if node == nil || node.Graph != proj.Node.Graph {
 				return nil, false
 			}
 			switch {

@@ -71,7 +71,7 @@ var formOnly = map[string]bool{
 
 // scaling returns n as a factor on one of its inputs; ok is false when it is none, or something else reads the product.
 func (c *core) scaling(n *graph.Node) (f factor, ok bool) {
-	if !n.Is("Mul") && !n.Is("Div") || len(n.In) != 2 || len(n.Out) != 1 || n.Graph != c.e.g || len(n.Out[0].Users()) != 1 || n.Out[0].IsOutput() {
+	if !n.Is("Mul") && !n.Is("Div") || len(n.In) != 2 || len(n.Out) != 1 || n.Graph != c.b.QK.Graph || len(n.Out[0].Users()) != 1 || n.Out[0].IsOutput() {
 		return f, false
 	}
 	for data, x := range n.In {
@@ -99,7 +99,7 @@ func (c *core) factorsBehind(v *graph.Value) []factor {
 			v = n.In[f.data]
 			continue
 		}
-		if !formOnly[n.OpType] || !n.Is(n.OpType) || n.Graph != c.e.g {
+		if !formOnly[n.OpType] || !n.Is(n.OpType) || n.Graph != c.b.QK.Graph {
 			break
 		}
 		v = n.In[0]
@@ -136,7 +136,7 @@ func (c *core) factorsAfter(v *graph.Value) (out []factor, choices []choice) {
 			out = append(out, f)
 		case c.chosen(next, v) > 0:
 			choices = append(choices, choice{next, c.chosen(next, v), len(out)})
-		case !formOnly[next.OpType] || !next.Is(next.OpType) || next.In[0] != v || next.Graph != c.e.g:
+		case !formOnly[next.OpType] || !next.Is(next.OpType) || next.In[0] != v || next.Graph != c.b.QK.Graph:
 			return out, choices[:leading(choices, len(out))]
 		}
 		v = next.Out[0]
@@ -154,7 +154,7 @@ func leading(choices []choice, factors int) int {
 
 // chosen is the input of n that holds a number, when n chooses between that and the scores v; 0 when it does not.
 func (c *core) chosen(n *graph.Node, v *graph.Value) int {
-	if !n.Is("Where") || n.Graph != c.e.g || n.In[0] == v {
+	if !n.Is("Where") || n.Graph != c.b.QK.Graph || n.In[0] == v {
 		return 0
 	}
 	other := 1

@@ -24,7 +24,11 @@ func generate(t *testing.T, path string) map[string][]float64 {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	out, err := s.Run(context.Background(), map[string]*ort.Tensor{"input_ids": ort.From([]int32{5, 9, 33, 17, 21, 60, 3, 44}, 2, 4)})
+	out, err := s.Run(context.Background(), inputs(s, map[string]*ort.Tensor{
+		"input_ids": ort.From([]int32{5, 9, 33, 17, 21, 60, 3, 44}, 2, 4), "max_length": ort.From([]int32{10}, 1), "min_length": ort.From([]int32{1}, 1),
+		"num_beams": ort.From([]int32{3}, 1), "num_return_sequences": ort.From([]int32{2}, 1), "seed": ort.From([]int32{5}, 1),
+		"length_penalty": ort.FromFloat32([]float32{1}, 1), "repetition_penalty": ort.FromFloat32([]float32{1}, 1),
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,21 +94,25 @@ func searches(t *testing.T) map[string]string {
 	cached := message(t, "gpt2", testmodels.Options{Cache: true})
 	paths := map[string]string{}
 	for _, op := range []string{"GreedySearch", "BeamSearch", "Sampling"} {
-		paths[op] = wrapped(t, testmodels.Search(op, cached, 10))
+		paths[op] = wrapped(t, testmodels.Search(op, cached))
 	}
-	paths["BeamSearch of a pair"] = wrapped(t, searchPair(t))
+	paths["BeamSearch of a pair"] = wrapped(t, searchPair(t, false))
+	paths["BeamSearch of a pair that starts together"] = wrapped(t, searchPair(t, true))
 	return paths
 }
 
-// searchPair is T5 in BeamSearch: the encoder gives the caches of cross attention.
-func searchPair(t *testing.T) *onnxpb.ModelProto {
+// searchPair is T5 in BeamSearch: the encoder gives the caches of cross attention, or all caches of a first step.
+func searchPair(t *testing.T, start bool) *onnxpb.ModelProto {
 	encoder := message(t, "t5-encoder", testmodels.Options{})
 	first, next := message(t, "t5-decoder", testmodels.Options{Stage: testmodels.First}), message(t, "t5-decoder", testmodels.Options{Stage: testmodels.Next})
 	name := func(present string) string { // present.0.encoder.key → present_key_cross_0
 		p := strings.Split(present, ".")
-		return "present_" + p[3] + "_cross_" + p[1]
+		return "present_" + p[3] + "_" + map[string]string{"encoder": "cross", "decoder": "self"}[p[2]] + "_" + p[1]
 	}
-	return testmodels.SearchPair(testmodels.Fill(encoder, first, name), next, 8)
+	if start {
+		return testmodels.SearchPair(testmodels.Start(encoder, first, name), next)
+	}
+	return testmodels.SearchPair(testmodels.Fill(encoder, first, name), next)
 }
 
 func TestExactSearch(t *testing.T) {
@@ -113,6 +121,9 @@ func TestExactSearch(t *testing.T) {
 		for _, low := range []fusion.Lowering{fusion.Grouped, fusion.Expand} {
 			t.Run(name+"/"+string(low)+"/adjacent", func(t *testing.T) { exactSearch(t, path, low, adjacent, adjacent) })
 			t.Run(name+"/"+string(low)+"/unequal", func(t *testing.T) { exactSearch(t, path, low, unequal, unequal) })
+			if strings.Contains(name, "together") { // the operator makes no caches: they may be as they like
+				t.Run(name+"/"+string(low)+"/decoupled", func(t *testing.T) { exactSearch(t, path, low, adjacent, all) })
+			}
 		}
 	}
 }

@@ -46,7 +46,7 @@ func (c *core) unequalProduct(n *graph.Node, kv change, of []int, members [][]in
 	if right.merged || right.single {
 		p.right, p.axis = right.split(), right.headAxis()
 	} else {
-		for p.right.Producer.Is("Transpose") && p.right.Graph == e.g && len(p.right.Producer.In[0].Users()) > 0 {
+		for p.right.Producer.Is("Transpose") && p.right.Graph == n.Graph && len(p.right.Producer.In[0].Users()) > 0 {
 			t := p.right.Producer
 			before, ok := path.Wires[t.In[0]]
 			if !ok || before.Outer != 1 || before.Inner != 1 || before.Axis < 0 || t.In[0] == path.Projection.Output {
@@ -113,6 +113,7 @@ func (e *editor) fewRows(v *graph.Value, rank int, limit int64) *graph.Value {
 	if shape[rank-2].Unknown() {
 		key = fmt.Sprintf("%p %d", v, limit)
 	}
+	key = fmt.Sprintf("%p %s", e.of.QK.Graph, key) // bodies hide theirs from one another
 	if c := e.short[key]; c != nil {
 		return c
 	}

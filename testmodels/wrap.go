@@ -233,6 +233,37 @@ func Loop(decoder *onnxpb.ModelProto) *onnxpb.ModelProto {
 	return wrapper(decoder, outer)
 }
 
+// FromEmpty lets a decoder in a Loop start from an empty cache that it makes itself, one for keys and values of all
+// layers, [batch, heads, 0, channels].
+func FromEmpty(loop *onnxpb.ModelProto) *onnxpb.ModelProto {
+	loop = proto.Clone(loop).(*onnxpb.ModelProto)
+	g := loop.Graph
+	var dims []int64
+	for _, v := range g.Input {
+		if strings.HasPrefix(v.GetName(), "past_key_values") {
+			dims = shape(v)
+		}
+	}
+	g.Input = slices.DeleteFunc(g.Input, func(v *onnxpb.ValueInfoProto) bool { return strings.HasPrefix(v.GetName(), "past_key_values") })
+	g.Initializer = append(g.Initializer,
+		graph.NewTensor("empty/batch", []int64{1}, []int64{0}).Proto, graph.NewTensor("empty/rest", []int64{3}, []int64{dims[1], 0, dims[3]}).Proto)
+	before := []*onnxpb.NodeProto{
+		node("Shape", "/empty/Shape", []string{"input_ids"}, []string{"empty/shape"}),
+		node("Gather", "/empty/Gather", []string{"empty/shape", "empty/batch"}, []string{"empty/sequences"}, graph.IntAttr("axis", 0)),
+		node("Concat", "/empty/Concat", []string{"empty/sequences", "empty/rest"}, []string{"empty/target"}, graph.IntAttr("axis", 0)),
+		node("ConstantOfShape", "/empty/ConstantOfShape", []string{"empty/target"}, []string{"empty/cache"}, tensorAttr("value", []int64{1}, float32(0))),
+	}
+	for _, n := range g.Node {
+		for i, x := range n.Input {
+			if n.GetOpType() == "Loop" && strings.HasPrefix(x, "past_key_values") {
+				n.Input[i] = "empty/cache"
+			}
+		}
+	}
+	g.Node = append(before, g.Node...)
+	return loop
+}
+
 // Scan puts an encoder into a Scan over several batches: the model takes and gives what the encoder does with an axis in
 // front, the number of batches.
 func Scan(encoder *onnxpb.ModelProto) *onnxpb.ModelProto {

@@ -75,10 +75,55 @@ func Fill(encoder, first *onnxpb.ModelProto, name func(present string) string) *
 	return encoder
 }
 
+// Start joins an encoder and the first step of a decoder into one model, the older form of what BeamSearch calls an encoder:
+// it takes decoder_input_ids as well, and gives logits, encoder_hidden_states and all caches.
+func Start(encoder, first *onnxpb.ModelProto, name func(present string) string) *onnxpb.ModelProto {
+	encoder, first = proto.Clone(encoder).(*onnxpb.ModelProto), proto.Clone(first).(*onnxpb.ModelProto)
+	names := map[string]string{"encoder_hidden_states": "encoder_hidden_states", "encoder_attention_mask": "attention_mask", "input_ids": "decoder_input_ids", "logits": "logits"}
+	for _, v := range first.Graph.Output {
+		if v.GetName() != "logits" {
+			names[v.GetName()] = name(v.GetName())
+		}
+	}
+	private := func(v string) {
+		if _, ok := names[v]; !ok && v != "" {
+			names[v] = "first/" + v
+		}
+	}
+	for _, t := range first.Graph.Initializer {
+		private(t.GetName())
+	}
+	for _, n := range first.Graph.Node {
+		for _, o := range n.Output {
+			private(o)
+		}
+	}
+	rename(first.Graph, names)
+	for _, v := range slices.Concat(first.Graph.Input, first.Graph.Output) { // unlike the encoder's
+		for _, d := range v.GetType().GetTensorType().GetShape().GetDim() {
+			if d.GetDimParam() == "sequence_length" {
+				d.Value = &onnxpb.TensorShapeProto_Dimension_DimParam{DimParam: "decoder_sequence_length"}
+			}
+		}
+	}
+	first.Graph.ValueInfo = nil
+	to := encoder.Graph
+	rename(to, map[string]string{"last_hidden_state": "encoder_hidden_states"})
+	for _, v := range first.Graph.Input {
+		if v.GetName() == "decoder_input_ids" {
+			to.Input = append(to.Input, v)
+		}
+	}
+	to.Node = append(to.Node, first.Graph.Node...)
+	to.Initializer = append(to.Initializer, first.Graph.Initializer...)
+	to.Output = append(to.Output, first.Graph.Output...)
+	return encoder
+}
+
 // SearchPair puts an encoder that fills the caches of cross attention and the next steps of a decoder into BeamSearch, as
-// onnxruntime.transformers.convert_generation does for T5. The model takes input_ids [batch, sequence] and gives
-// sequences, sequences_scores and scores, until the sequences have length tokens.
-func SearchPair(encoder, next *onnxpb.ModelProto, length int) *onnxpb.ModelProto {
+// onnxruntime.transformers.convert_generation does for T5; encoder may be of the older form that Start makes. The model takes input_ids [batch, sequence] and the operator's
+// numbers, and gives sequences, sequences_scores and scores.
+func SearchPair(encoder, next *onnxpb.ModelProto) *onnxpb.ModelProto {
 	encoder, next = proto.Clone(encoder).(*onnxpb.ModelProto), proto.Clone(next).(*onnxpb.ModelProto)
 	outer := &onnxpb.GraphProto{Input: []*onnxpb.ValueInfoProto{valueInfo("input_ids", graph.TensorType(onnxpb.TensorProto_INT32, "batch_size", "encoder_sequence_length"))}}
 	body := func(m *onnxpb.ModelProto, name string, inputs, outputs map[string]string, order func(string) int) *onnxpb.GraphProto {
@@ -116,25 +161,22 @@ func SearchPair(encoder, next *onnxpb.ModelProto, length int) *onnxpb.ModelProto
 		}
 	}
 	order := func(name string) int {
-		for i, word := range []string{"input_ids", "attention_mask", "logits", "_self_", "_cross_"} {
-			if strings.Contains(name, word) {
-				return i
-			}
+		if name == "input_ids" {
+			return 0
 		}
-		return 9
+		return slices.IndexFunc([]string{"encoder_input_ids", "encoder_attention_mask", "decoder_input_ids", "logits", "encoder_hidden_states", "_self_", "_cross_"},
+			func(word string) bool { return strings.Contains(name, word) })
 	}
 	caches["input_ids"], caches["encoder_attention_mask"] = "input_ids", "encoder_attention_mask"
-	enc := body(encoder, "encoder", map[string]string{"input_ids": "encoder_input_ids", "attention_mask": "encoder_attention_mask"}, nil, order)
+	enc := body(encoder, "encoder", map[string]string{"input_ids": "encoder_input_ids", "attention_mask": "encoder_attention_mask", "decoder_input_ids": "decoder_input_ids"}, nil, order)
 	dec := body(next, "decoder", caches, caches, order)
-	ints := func(name string, x int) string {
-		outer.Initializer = append(outer.Initializer, graph.NewTensor(name, []int64{1}, []int32{int32(x)}).Proto)
+	input := func(name string, elem onnxpb.TensorProto_DataType) string {
+		outer.Input = append(outer.Input, valueInfo(name, graph.TensorType(elem, 1)))
 		return name
 	}
-	floats := func(name string, x float32) string {
-		outer.Initializer = append(outer.Initializer, graph.NewTensor(name, []int64{1}, []float32{x}).Proto)
-		return name
-	}
-	in := []string{"input_ids", ints("max_length", length), ints("min_length", 1), ints("num_beams", 3), ints("num_return_sequences", 2), floats("length_penalty", 1), floats("repetition_penalty", 1)}
+	ints := func(name string) string { return input(name, onnxpb.TensorProto_INT32) }
+	floats := func(name string) string { return input(name, onnxpb.TensorProto_FLOAT) }
+	in := []string{"input_ids", ints("max_length"), ints("min_length"), ints("num_beams"), ints("num_return_sequences"), floats("length_penalty"), floats("repetition_penalty")}
 	outputs := []string{"sequences", "sequences_scores", "scores"}
 	n := node("BeamSearch", "/generate/BeamSearch", in, outputs, bodyAttr("encoder", enc), bodyAttr("decoder", dec),
 		graph.IntAttr("eos_token_id", 1), graph.IntAttr("pad_token_id", 0), graph.IntAttr("decoder_start_token_id", 2), graph.IntAttr("model_type", 1), graph.IntAttr("no_repeat_ngram_size", 0))

@@ -16,9 +16,9 @@ const contrib = "com.microsoft"
 // Search puts a decoder with a cache into one of ONNX Runtime's generation operators (GreedySearch, BeamSearch, Sampling)
 // as onnxruntime.transformers.convert_generation does for GPT-2: the decoder is a body that takes 32-bit ids, keys and
 // values of a layer come in one tensor past_i [2, batch, heads, length, channels], and weights move to the outer graph.
-// The model takes input_ids [batch, sequence] and gives sequences [batch, length] or [batch, 1, length]; BeamSearch
-// also gives sequences_scores and scores. It generates until the sequences have length tokens.
-func Search(op string, decoder *onnxpb.ModelProto, length int) *onnxpb.ModelProto {
+// The model takes input_ids [batch, sequence] and the operator's numbers, among them max_length, and gives sequences [batch, max_length], or
+// [batch, returned, max_length] with sequences_scores and scores from BeamSearch.
+func Search(op string, decoder *onnxpb.ModelProto) *onnxpb.ModelProto {
 	decoder = proto.Clone(decoder).(*onnxpb.ModelProto)
 	body := gptBody(decoder.Graph)
 	outer := &onnxpb.GraphProto{Input: []*onnxpb.ValueInfoProto{valueInfo("input_ids", graph.TensorType(onnxpb.TensorProto_INT32, "batch_size", "sequence_length"))}}
@@ -30,26 +30,24 @@ func Search(op string, decoder *onnxpb.ModelProto, length int) *onnxpb.ModelProt
 		outer.Initializer = append(outer.Initializer, t)
 		return true
 	})
-	ints := func(name string, x int) string {
-		outer.Initializer = append(outer.Initializer, graph.NewTensor(name, []int64{1}, []int32{int32(x)}).Proto)
+	input := func(name string, elem onnxpb.TensorProto_DataType) string {
+		outer.Input = append(outer.Input, valueInfo(name, graph.TensorType(elem, 1)))
 		return name
 	}
-	floats := func(name string, x float32) string {
-		outer.Initializer = append(outer.Initializer, graph.NewTensor(name, []int64{1}, []float32{x}).Proto)
-		return name
-	}
-	in := []string{"input_ids", ints("max_length", length), ints("min_length", 1)}
+	ints := func(name string) string { return input(name, onnxpb.TensorProto_INT32) }
+	floats := func(name string) string { return input(name, onnxpb.TensorProto_FLOAT) }
+	in := []string{"input_ids", ints("max_length"), ints("min_length")}
 	outputs := []string{"sequences"}
 	attrs := []*onnxpb.AttributeProto{bodyAttr("decoder", body), graph.IntAttr("eos_token_id", 1), graph.IntAttr("pad_token_id", 0), graph.IntAttr("model_type", 0), graph.IntAttr("no_repeat_ngram_size", 0)}
 	switch op {
 	case "BeamSearch":
-		in = append(in, ints("num_beams", 3), ints("num_return_sequences", 2), floats("length_penalty", 1), floats("repetition_penalty", 1))
+		in = append(in, ints("num_beams"), ints("num_return_sequences"), floats("length_penalty"), floats("repetition_penalty"))
 		outputs = append(outputs, "sequences_scores", "scores")
 	case "Sampling":
-		in = append(in, floats("repetition_penalty", 1), "", "", "", "", ints("seed", 5))
+		in = append(in, floats("repetition_penalty"), "", "", "", "", ints("seed"))
 		attrs = append(attrs, graph.FloatAttr("temperature", 1), graph.FloatAttr("top_p", 0.9))
 	default:
-		in = append(in, floats("repetition_penalty", 1))
+		in = append(in, floats("repetition_penalty"))
 	}
 	n := node(op, "/generate/"+op, in, outputs, attrs...)
 	n.Domain = proto.String(contrib)

@@ -253,8 +253,19 @@ func TestSearchAgreesWithReference(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, op := range []string{"GreedySearch", "Sampling", "BeamSearch"} {
-		s := session(t, openMessage(t, Search(op, message(t, f, o), length)))
-		out, err := s.Run(context.Background(), map[string]*ort.Tensor{"input_ids": ort.From(narrow, batch, prompt)})
+		s := session(t, openMessage(t, Search(op, message(t, f, o))))
+		feed := map[string]*ort.Tensor{"input_ids": ort.From(narrow, batch, prompt)}
+		for name, n := range map[string]int32{"max_length": length, "min_length": 1, "num_beams": 3, "num_return_sequences": 2, "seed": 5} {
+			if _, ok := s.Input(name); ok {
+				feed[name] = ort.From([]int32{n}, 1)
+			}
+		}
+		for _, name := range []string{"length_penalty", "repetition_penalty"} {
+			if _, ok := s.Input(name); ok {
+				feed[name] = ort.FromFloat32([]float32{1}, 1)
+			}
+		}
+		out, err := s.Run(context.Background(), feed)
 		if err != nil {
 			t.Fatalf("%s: %v", op, err)
 		}

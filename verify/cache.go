@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
 	"onnx-dha/rewrite"
@@ -33,18 +34,18 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 			continue
 		}
 		// Appending to an input of lower rank may be anything, unless the names speak of a cache.
-		if len(in.Dims) >= 4 || bare(in.Name, pastWords) != in.Name {
+		if len(in.Dims) >= 4 || attention.CacheName(in.Name, attention.PastWords) != in.Name {
 			add(past, out, axis, grows)
 		}
 	}
 	byName := map[string]*graph.Value{}
 	for _, out := range g.Outputs {
 		if !taken[out.Name] {
-			byName[bare(out.Name, presentWords)] = out
+			byName[attention.CacheName(out.Name, attention.PresentWords)] = out
 		}
 	}
 	for _, in := range s.Inputs {
-		key := bare(in.Name, pastWords)
+		key := attention.CacheName(in.Name, attention.PastWords)
 		out := byName[key]
 		if out == nil || key == in.Name || key == out.Name || taken[in.Name] || taken[out.Name] || !sameKind(&in, out) {
 			continue
@@ -72,23 +73,6 @@ func isBuffer(past, present *graph.Value, axis int) bool {
 		return dims[axis].GetDimParam()
 	}
 	return dim(past) == rewrite.CacheLength && dim(present) == rewrite.CacheLength
-}
-
-// Words that mark the two ends of a cache, longest first.
-var (
-	pastWords    = []string{"past_key_values", "past_key_value", "pasts", "past", "cache_in", "state_in", "cache", "mems"}
-	presentWords = []string{"present_key_values", "present_key_value", "presents", "present", "cache_out", "state_out", "new_cache",
-		"new_mems", "updated"}
-)
-
-// bare takes the first of the words out of a name.
-func bare(name string, words []string) string {
-	for _, w := range words {
-		if before, after, ok := strings.Cut(name, w); ok {
-			return before + "*" + after
-		}
-	}
-	return name
 }
 
 // sameKind reports whether an output could take the place of an input: same type, same rank, as far as declared.

@@ -44,6 +44,8 @@ type Input struct {
 	// Rows is the number of rows of the table that the input is an index into: the vocabulary, the positions. 0 when
 	// there is none.
 	Rows int64
+
+	generation Role // what a generation operator takes it for; empty when none reads it
 }
 
 // CachePair is an input and the output that takes its place in the next step.
@@ -205,6 +207,7 @@ func (s *Signature) assignRoles(g *graph.Graph) {
 	for i := range s.Inputs {
 		in := &s.Inputs[i]
 		in.Rows = tableRows(g.Value(in.Name))
+		in.generation = generationRole(g.Value(in.Name))
 		in.Role = s.role(in)
 		if in.Role == TokenIDs && (s.Tokens == "" || strings.Contains(in.Name, "decoder")) {
 			s.Tokens = in.Name
@@ -215,6 +218,9 @@ func (s *Signature) assignRoles(g *graph.Graph) {
 func (s *Signature) role(in *Input) Role {
 	if s.cacheOf(in.Name) != nil {
 		return PastCache
+	}
+	if in.generation != "" {
+		return in.generation
 	}
 	name := strings.ToLower(in.Name)
 	for _, r := range roleRows {
@@ -261,6 +267,7 @@ func tableRows(v *graph.Value) int64 {
 			if at, ok := passes[u.Node.OpType]; ok && (at == u.Index || at < 0) {
 				queue = append(queue, u.Node.Out...)
 			}
+			queue = append(queue, prompted(u)...)
 		}
 	}
 	return rows

@@ -18,15 +18,15 @@ type Fill struct {
 	Cache *Cache // Present is where the path ends
 }
 
-// pastWords and presentWords mark the two ends of a cache in the names of inputs and outputs, longest first.
+// PastWords and PresentWords mark the two ends of a cache in the names of inputs and outputs, longest first.
 var (
-	pastWords    = []string{"past_key_values", "past_key_value", "pasts", "past", "cache_in", "state_in", "cache", "mems"}
-	presentWords = []string{"present_key_values", "present_key_value", "presents", "present", "cache_out", "state_out", "new_cache", "new_mems", "updated"}
+	PastWords    = []string{"past_key_values", "past_key_value", "pasts", "past", "cache_in", "state_in", "cache", "mems"}
+	PresentWords = []string{"present_key_values", "present_key_value", "presents", "present", "cache_out", "state_out", "new_cache", "new_mems", "updated"}
 )
 
-// cacheName is what the names of a past and its present have in common: past_key_values.0.key and present.0.key are both
-// *.0.key.
-func cacheName(name string, words []string) string {
+// CacheName is what the names of a past and its present have in common: past_key_values.0.key and present.0.key are both
+// *.0.key. It is the name itself where none of the words is in it.
+func CacheName(name string, words []string) string {
 	for _, w := range words {
 		if before, after, ok := strings.Cut(name, w); ok {
 			return before + "*" + after
@@ -154,7 +154,7 @@ func (c *Cache) givers(all []*search) []giver {
 	}
 	for _, s := range all {
 		for _, o := range s.model.Graph.Outputs {
-			if o.Name == past.Name && s.model != past.Graph.Model || cacheName(o.Name, presentWords) == cacheName(past.Name, pastWords) && o.Name != past.Name {
+			if o.Name == past.Name && s.model != past.Graph.Model || CacheName(o.Name, PresentWords) == CacheName(past.Name, PastWords) && o.Name != past.Name {
 				out = append(out, giver{o, s})
 			}
 		}

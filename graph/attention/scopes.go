@@ -137,10 +137,10 @@ func twins(blocks []*Block) []int {
 			}
 			past, present := c.Interface()
 			if past != nil && past.Graph.Outer == nil {
-				caches[cacheName(past.Name, pastWords)] = true
+				caches[CacheName(past.Name, PastWords)] = true
 			}
 			if present != nil && present.Graph.Outer == nil {
-				caches[cacheName(present.Name, presentWords)] = true
+				caches[CacheName(present.Name, PresentWords)] = true
 			}
 		}
 		for v := range caches {
@@ -220,14 +220,18 @@ func (c *Cache) Interface() (past, present *graph.Value) {
 }
 
 // link notes what else a cache is called that is v on one side of a boundary, its heads being on axis there and everywhere.
+// What a loop starts from need not be a cache: one empty constant may be the beginning of many.
 func (c *Cache) link(f *survey, v *graph.Value, axis int) {
 	if c.Links == nil {
 		c.Links = map[*graph.Value]int{}
 	}
 	for _, j := range f.joints[v] {
 		for _, x := range j.Values() {
-			if _, ok := c.Links[x]; !ok {
-				c.Links[x] = axis
+			if _, ok := c.Links[x]; ok {
+				continue
+			}
+			c.Links[x] = axis
+			if j.Initial != x || x.IsInput || x.Producer != nil && len(x.Producer.Subgraphs) > 0 {
 				c.link(f, x, axis)
 			}
 		}
