@@ -105,7 +105,9 @@ var examples = map[string]string{
   onnx-dha rewrite model.onnx --config dha.yaml --lowering expand --json`,
 	"verify": `  onnx-dha verify model.onnx model.dha.onnx
   onnx-dha verify model.onnx model.dha.onnx --kl 0.1 --top1 0.95 --json -o report.json
-  onnx-dha verify model.onnx model.dha.onnx --text book.txt --vocab vocab.json --prompt 'Once' --generate 200`,
+  onnx-dha verify model.onnx model.dha.onnx --text book.txt --vocab vocab.json --prompt 'Once' --generate 200
+  onnx-dha verify model.onnx model.dha.onnx --layers --bisect --provider cuda --reference-provider cpu
+  onnx-dha verify model.onnx model.dha.onnx --save-golden golden && onnx-dha verify --golden golden model.dha.onnx`,
 	"importance": `  onnx-dha importance model.onnx --data book.txt --tokenizer tokenizer.json
   onnx-dha importance model.onnx --data ids.jsonl --remove kv --samples 8 --json -o importance.json
   onnx-dha importance vit.onnx --data images.npz --csv | sort -t, -k12 -g`,
