@@ -169,7 +169,11 @@ func (b *Block) fix(format string, args ...any) {
 
 // stop notes where the description of a block ended whose heads are known.
 func (b *Block) stop(st *stop) {
-	if st != nil {
+	switch {
+	case st == nil:
+	case st.wire != nil:
+		b.fix("%s (at %v, value %q)", st.why, st.node, st.wire.Name)
+	default:
 		b.fix("%s (at %v)", st.why, st.node)
 	}
 }

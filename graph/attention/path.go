@@ -342,13 +342,11 @@ func (o *owners) locate(s *sample) (l Layout, ok bool) {
 	for run < len(seq) && seq[run] == seq[0] {
 		run++
 	}
-	distinct := make([]int32, run)
-	for p := range distinct {
-		distinct[p] = s.data[p*st[a]]
+	if len(seq)%(run*o.count) != 0 {
+		return irregular, true
 	}
-	slices.Sort(distinct)
-	inner := len(slices.Compact(distinct))
-	if len(seq)%(run*o.count) != 0 || run%inner != 0 {
+	inner := o.places(s.data, st[a], run)
+	if run%inner != 0 {
 		return irregular, true
 	}
 	for p, h := range seq {
@@ -357,6 +355,23 @@ func (o *owners) locate(s *sample) (l Layout, ok bool) {
 		}
 	}
 	return Layout{Axis: a, Outer: len(seq) / (run * o.count), Heads: o.count, Repeat: run / inner, Inner: inner, Pure: true}, true
+}
+
+// places is the number of places that one copy of a head takes of a run of n: one where all are alike, else as many as
+// there are columns in it (a rotation gives two places the same columns).
+func (o *owners) places(labels []int32, step, n int) int {
+	columns, distinct := map[int32]bool{}, map[int32]bool{}
+	for p := range n {
+		id := labels[p*step]
+		distinct[id] = true
+		for _, c := range o.labels.set(id) {
+			columns[c] = true
+		}
+	}
+	if len(distinct) > 1 && n%len(columns) == 0 {
+		return len(columns)
+	}
+	return len(distinct)
 }
 
 // carries reports whether a wire has anything of the heads: a packed one has siblings that do not.
@@ -628,10 +643,6 @@ func (p *Path) repetition(t *tracer) *stop {
 // sides looks at the inputs of a path node that are not on the path: constants that differ from column to column are
 // biases when they are added, and anything else that differs from head to head is kept for the caller to judge.
 func (p *Path) sides(t *tracer, n *graph.Node) *stop {
-	if n.OpType == "Reshape" || n.OpType == "Expand" || n.OpType == "Slice" || n.OpType == "Split" || n.OpType == "Gather" ||
-		n.OpType == "Unsqueeze" || n.OpType == "Squeeze" || n.OpType == "Tile" {
-		return nil // shapes and indices
-	}
 	if len(n.Out) == 0 || n.Out[0] == nil {
 		return nil
 	}
@@ -643,8 +654,9 @@ func (p *Path) sides(t *tracer, n *graph.Node) *stop {
 	if l.Spread {
 		return nil // nothing is re-ordered on such a path
 	}
+	data := movers[n.OpType].data
 	for i, v := range n.In {
-		if v == nil || t.memo[v] != nil || p.adapted(v) {
+		if v == nil || t.memo[v] != nil || p.adapted(v) || data != nil && !data(i) && !beside[n.OpType] {
 			continue
 		}
 		shape, known := concreteShape(t.facts, v)
@@ -669,6 +681,13 @@ func (p *Path) sides(t *tracer, n *graph.Node) *stop {
 		}
 	}
 	return nil
+}
+
+// beside are operators whose inputs without data are numbers that meet the heads, element by element; those of all other
+// operators are shapes, indices, bounds and types.
+var beside = map[string]bool{
+	"Where": true, "LayerNormalization": true, "SimplifiedLayerNormalization": true, "RMSNormalization": true,
+	"QuantizeLinear": true, "DequantizeLinear": true,
 }
 
 // alone reports whether a constant differs only along axes on which columns differ too.

@@ -210,6 +210,7 @@ func init() {
 		"Concat":    {nil, moveConcat, false},
 		"Expand":    {only(0), moveExpand, false},
 		"Tile":      {only(0), moveTile, false},
+		"CastLike":  {only(0), moveFirst, false},
 	} {
 		movers[op] = m
 	}
