@@ -95,10 +95,16 @@ func (s *Section) gates(name string) []Gate {
 
 // unmeasured says what a metric of a scope needs.
 var unmeasured = map[scope]string{
-	ofElements:   "no output was compared",
+	ofElements:   "no output is held to it (scores of tokens have the limits on distributions)",
 	ofLogits:     "no output scores tokens",
 	ofText:       "it needs a text (--text, --vocab)",
 	ofGeneration: "it needs a decoder and --generate",
+}
+
+// missing reports whether what a gate needs was not given. A limit on outputs that a model has none of is no loss.
+func (g Gate) missing() bool {
+	s := Limit{Metric: g.Metric}.row().scope
+	return g.Unmeasured != "" && (s == ofText || s == ofGeneration)
 }
 
 // sound is the gate on models that fail or give what is no number.

@@ -205,10 +205,13 @@ func (m *Meter) distributions(ref, got []float64, starts []int, width int) []par
 		return nil
 	}
 	out := make([]parted, len(starts))
-	rooms := sync.Pool{New: func() any { return make([]float64, 4*width) }}
+	rooms := sync.Pool{New: func() any {
+		room := make([]float64, 4*width)
+		return &room
+	}}
 	parallel(len(starts), func(i int) {
-		at, room := starts[i], rooms.Get().([]float64)
-		out[i] = part(ref[at:at+width], got[at:at+width], room)
+		at, room := starts[i], rooms.Get().(*[]float64)
+		out[i] = part(ref[at:at+width], got[at:at+width], *room)
 		rooms.Put(room)
 	})
 	for _, d := range out {

@@ -49,7 +49,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	b.WriteByte('\n')
 	for _, g := range r.Gates {
-		if !g.Passed || g.Unmeasured != "" {
+		if !g.Passed || g.missing() {
 			fmt.Fprintf(&b, "gate %v\n", g)
 		}
 	}

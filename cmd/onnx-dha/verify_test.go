@@ -102,6 +102,27 @@ func TestVerifyGates(t *testing.T) {
 	}
 }
 
+// Layers whose attention is one fused operator in the file are looked into by what follows it.
+func TestVerifyLayersOfFusedOperators(t *testing.T) {
+	dir := t.TempDir()
+	model, config, small := filepath.Join(dir, "model.onnx"), filepath.Join(dir, "dha.yaml"), filepath.Join(dir, "small.onnx")
+	fusedModel(t, model)
+	must(t, "init", model, "--key", "2", "--value", "2", "-o", config, "--quiet")
+	must(t, "rewrite", model, "--config", config, "-o", small, "--quiet")
+	_, out, _ := invoke("verify", model, small, "--layers", "--json", "--threads", "1")
+	layers := at(t, validReport(t, out), "report", "layers")
+	list := at(t, layers, "layers").([]any)
+	if len(list) != 2 || layers.(map[string]any)["untapped"] != nil || layers.(map[string]any)["first_error"] != nil {
+		t.Fatalf("%v", layers)
+	}
+	for i, want := range []string{"out_0_out", "out_1_out"} {
+		p := at(t, list, i, "points", 0)
+		if at(t, p, "value") != want || at(t, p, "rewrite_error", "passed") != true || at(t, p, "drift", "metrics", "max_rel") == 0. {
+			t.Errorf("layer %d: %v", i, p)
+		}
+	}
+}
+
 // A recording stands in for the original: same verdict, same figures, no original.
 func TestVerifyGolden(t *testing.T) {
 	model, small := rewritten(t, "gpt2", testmodels.Options{Layers: 2, Cache: true})
