@@ -32,9 +32,17 @@ func (c *core) foldScale() error {
 		return nil
 	}
 	total := 1.0
+	gone := map[*graph.Value]*graph.Value{}
 	for _, f := range all {
 		total *= f.value
-		c.e.p.Replace(f.node.Out[0], f.node.In[f.data])
+		gone[f.node.Out[0]] = f.node.In[f.data]
+	}
+	for _, f := range all {
+		v := f.node.In[f.data]
+		for gone[v] != nil { // a factor on a factor, as under a soft-cap
+			v = gone[v]
+		}
+		c.e.p.Replace(f.node.Out[0], v)
 	}
 	for _, ch := range choices {
 		x, _ := c.e.facts.Scalar(ch.node.In[ch.other])
