@@ -44,7 +44,7 @@ func TestUsageErrors(t *testing.T) {
 		"help bench":              `unknown command "bench"`,
 		"--json inspect m":        "--json stands before the command; options follow it",
 		"inspect":                 "MODEL is missing; usage: onnx-dha inspect MODEL",
-		"inspect a b":             `"b" is one argument too many; usage: onnx-dha inspect MODEL`,
+		"verify a b c":            `"c" is one argument too many; usage: onnx-dha verify ORIGINAL REWRITTEN`,
 		"verify":                  "ORIGINAL and REWRITTEN is missing",
 		"inspect m --jsn":         `inspect has no option --jsn; did you mean "--json"? see onnx-dha inspect --help`,
 		"inspect m --nothinglike": `inspect has no option --nothinglike; see onnx-dha inspect --help`,
