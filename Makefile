@@ -117,6 +117,7 @@ staticcheck:
 race: runtime
 	$(GO) test -race -short -timeout 10m $(CONCURRENT)
 	$(GO) test -race -run 'Mix|Deterministic' ./rewrite
+	$(GO) test -race -run 'Metrics|Meter|Determinism' ./verify
 
 bench: runtime ## measure; writes gigabytes to TMPDIR, ROUNDS (5) times
 	$(GO) test -short -run '^$$' -bench . -benchmem -timeout 60m ./...
