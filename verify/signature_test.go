@@ -71,7 +71,7 @@ func TestRolesByNameAndUse(t *testing.T) {
 	}
 	want := map[string]Role{
 		"input_ids": TokenIDs, "decoder_input_ids": TokenIDs, "attention_mask": MaskOnes, "decoder_attention_mask": MaskOnes,
-		"position_ids": Positions, "cache_position": Positions, "token_type_ids": Segments, "use_cache_branch": HasPast,
+		"position_ids": Positions, "cache_position": Places, "token_type_ids": Segments, "use_cache_branch": HasPast,
 		"seqlens_k": LastPos, "total_sequence_length": TotalLen, "past_sequence_length": PastLen,
 		"encoder_hidden_states": Numbers, "looked_up": TokenIDs, "counts": Integers, "training": Flags, "pixel_values": Numbers,
 	}
