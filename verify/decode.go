@@ -213,15 +213,15 @@ func lastRows(logits *ort.Tensor) ([][]float64, error) {
 	if len(logits.Shape) < 2 || logits.Len() == 0 {
 		return nil, fmt.Errorf("logits are %v, want [batch, sequence, vocabulary]", logits)
 	}
-	all, err := logits.Float64s()
+	all, err := numbersOf(logits)
 	if err != nil {
 		return nil, err
 	}
 	n, v := int(logits.Shape[0]), int(logits.Shape[len(logits.Shape)-1])
-	per := len(all) / n
+	per := int(logits.Len()) / n
 	rows := make([][]float64, n)
 	for b := range rows {
-		rows[b] = all[(b+1)*per-v : (b+1)*per]
+		rows[b] = all.at((b+1)*per-v, v, make([]float64, v))
 	}
 	return rows, nil
 }

@@ -37,18 +37,19 @@ func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
 	if ref.DType != got.DType || !slices.Equal(ref.Shape, got.Shape) {
 		return fmt.Errorf("it is %v, want %v", got, ref)
 	}
-	a, err := float64s(ref)
+	a, err := numbersOf(ref)
 	if err != nil {
 		return err
 	}
-	b, err := float64s(got)
+	b, err := numbersOf(got)
 	if err != nil {
 		return err
 	}
+	size := int(ref.Len())
 	one := Meter{Logits: m.Logits}
-	row := len(a) // elements that are kept or left out together
-	if keep != nil && len(ref.Shape) >= 2 && int(ref.Shape[0]) == len(keep) && int(ref.Shape[1]) == len(keep[0]) && len(a) > 0 {
-		row = len(a) / (len(keep) * len(keep[0]))
+	row := size // elements that are kept or left out together
+	if keep != nil && len(ref.Shape) >= 2 && int(ref.Shape[0]) == len(keep) && int(ref.Shape[1]) == len(keep[0]) && size > 0 {
+		row = size / (len(keep) * len(keep[0]))
 	} else {
 		keep = nil
 	}
@@ -57,7 +58,7 @@ func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
 		width = int(ref.Shape[len(ref.Shape)-1])
 	}
 	var kept, positions []int // where rows and positions start
-	for at := 0; at < len(a); at += row {
+	for at := 0; at < size; at += row {
 		if keep != nil {
 			i := at / row
 			if !keep[i/len(keep[0])][i%len(keep[0])] {
@@ -86,20 +87,48 @@ func (m *Meter) Add(ref, got *ort.Tensor, keep [][]bool) error {
 	return nil
 }
 
-// float64s widens a tensor; the common type has a loop of its own.
+// numbers are the elements of a tensor, widened where they are looked at: all of them at once would be twice the memory.
+type numbers struct {
+	single []float32
+	double []float64
+}
+
+func numbersOf(t *ort.Tensor) (n numbers, err error) {
+	if t.DType == onnxpb.TensorProto_FLOAT {
+		n.single, err = t.Float32s()
+	} else {
+		n.double, err = t.Float64s()
+	}
+	return n, err
+}
+
+// at returns n elements from number i on; room holds as many numbers.
+func (x numbers) at(i, n int, room []float64) []float64 {
+	if x.single == nil {
+		return x.double[i : i+n]
+	}
+	room = room[:n]
+	for j, v := range x.single[i : i+n] {
+		room[j] = float64(v)
+	}
+	return room
+}
+
+// float64s widens a tensor.
 func float64s(t *ort.Tensor) ([]float64, error) {
-	if t.DType != onnxpb.TensorProto_FLOAT {
-		return t.Float64s()
+	n, err := numbersOf(t)
+	if err != nil || n.single == nil {
+		return n.double, err
 	}
-	x, err := t.Float32s()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]float64, len(x))
-	for i, v := range x {
-		out[i] = float64(v)
-	}
-	return out, nil
+	return n.at(0, len(n.single), make([]float64, len(n.single))), nil
+}
+
+// rooms are slices of n numbers for one use after another.
+func rooms(n int) *sync.Pool {
+	return &sync.Pool{New: func() any {
+		room := make([]float64, n)
+		return &room
+	}}
 }
 
 // chunk is how many elements are added up together, whatever the number of processors.
@@ -107,7 +136,7 @@ const chunk = 1 << 16
 
 // elementwise adds the elements of the rows that start at the given places. Chunks of them are summed side by side, and
 // the sums added in order.
-func (m *Meter) elementwise(ref, got []float64, starts []int, row int, shape []int64) {
+func (m *Meter) elementwise(ref, got numbers, starts []int, row int, shape []int64) {
 	type piece struct{ at, n int }
 	var pieces []piece
 	for _, at := range starts {
@@ -119,10 +148,15 @@ func (m *Meter) elementwise(ref, got []float64, starts []int, row int, shape []i
 			pieces = append(pieces, piece{at + done, min(chunk, row-done)})
 		}
 	}
-	sums := make([]Meter, len(pieces))
+	largest := 0
+	for _, p := range pieces {
+		largest = max(largest, p.n)
+	}
+	sums, pool := make([]Meter, len(pieces)), rooms(2*largest)
 	parallel(len(pieces), func(i int) {
-		p := pieces[i]
-		sums[i].compare(ref[p.at:p.at+p.n], got[p.at:p.at+p.n], p.at, shape)
+		p, room := pieces[i], pool.Get().(*[]float64)
+		sums[i].compare(ref.at(p.at, p.n, *room), got.at(p.at, p.n, (*room)[p.n:]), p.at, shape)
+		pool.Put(room)
 	})
 	for i := range sums {
 		m.Merge(&sums[i])
@@ -200,19 +234,16 @@ type parted struct {
 
 // distributions adds positions of logits, each width scores from where it starts. They are compared side by side and
 // added up in order, so that the sums do not depend on the number of processors. It returns what each adds.
-func (m *Meter) distributions(ref, got []float64, starts []int, width int) []parted {
+func (m *Meter) distributions(ref, got numbers, starts []int, width int) []parted {
 	if len(starts) == 0 || width == 0 {
 		return nil
 	}
 	out := make([]parted, len(starts))
-	rooms := sync.Pool{New: func() any {
-		room := make([]float64, 4*width)
-		return &room
-	}}
+	pool := rooms(6 * width)
 	parallel(len(starts), func(i int) {
-		at, room := starts[i], rooms.Get().(*[]float64)
-		out[i] = part(ref[at:at+width], got[at:at+width], *room)
-		rooms.Put(room)
+		at, room := starts[i], pool.Get().(*[]float64)
+		out[i] = part(ref.at(at, width, *room), got.at(at, width, (*room)[width:]), (*room)[2*width:])
+		pool.Put(room)
 	})
 	for _, d := range out {
 		if !d.counts {

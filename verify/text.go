@@ -216,7 +216,7 @@ func CompareText(ctx context.Context, original, rewritten *Model, ids []int64, o
 		for j := range starts {
 			starts[j] = j * v
 		}
-		for j, d := range meter.distributions(a, b, starts, v) {
+		for j, d := range meter.distributions(numbers{double: a}, numbers{double: b}, starts, v) {
 			if d.counts && j+1 < len(w) {
 				p.note(WorstToken{Position: i*o.Window + j + 1, KL: d.kl}, a[j*v:(j+1)*v], b[j*v:(j+1)*v], w, j+1, decode)
 			}
