@@ -2,12 +2,14 @@ package rewrite_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/onnxpb"
 	"onnx-dha/graph/quant"
 	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
@@ -61,7 +63,7 @@ func TestExactQuantised(t *testing.T) {
 				}
 				key, val := grouping(c[1])
 				path := quantisedModel(t, f, s, testmodels.Options{})
-				if s.Name == "qoperator" {
+				if slices.Contains([]string{"qoperator", "qoperator-products", "dynamic-products"}, s.Name) {
 					exactFused(t, path, fusion.Grouped, key, val, -1)
 					return
 				}
@@ -72,12 +74,12 @@ func TestExactQuantised(t *testing.T) {
 	}
 }
 
-// Every family, in the schemes that differ most in how a graph holds them.
+// Every family, in two of the schemes that differ most in how a graph holds them.
 func TestExactQuantisedFamilies(t *testing.T) {
 	runtime(t)
-	for _, f := range testmodels.Families() {
+	for i, f := range testmodels.Families() {
 		for _, s := range testmodels.Schemes() {
-			if !slices.Contains([]string{"nbits-4", "dynamic", "qdq"}, s.Name) || s.Name != "nbits-4" && testing.Short() {
+			if s.Name != "nbits-4" && (s.Name != []string{"dynamic", "qdq-products"}[i%2] || testing.Short()) {
 				continue
 			}
 			t.Run(f.Name+"/"+s.Name, func(t *testing.T) {
@@ -105,5 +107,48 @@ func costs(t *testing.T, res *rewrite.Result) {
 	}
 	if x := total.Relative(); !(x > 0 && x < 0.5) {
 		t.Errorf("the added rounding is %v of the weights", x)
+	}
+}
+
+// com.microsoft.QAttention holds a packed weight of 8 bits inside. Rewritten it is an integer product of that type.
+func TestExactQAttention(t *testing.T) {
+	runtime(t)
+	const model, heads = 16, 4
+	for _, columns := range []int64{1, 3 * model} {
+		t.Run(fmt.Sprint(columns, " scales"), func(t *testing.T) {
+			m := graph.New(8, 17)
+			domain, one := "com.microsoft", int64(1)
+			m.Proto.OpsetImport = append(m.Proto.OpsetImport, &onnxpb.OperatorSetIdProto{Domain: &domain, Version: &one})
+			g, rng := m.Graph, rand.New(rand.NewPCG(7, 8))
+			codes := make([]int8, model*3*model)
+			for i := range codes {
+				codes[i] = int8(rng.IntN(255) - 127)
+			}
+			floats := func(name string, n int64, scale float64, dims ...int64) *graph.Value {
+				x := make([]float32, n)
+				for i := range x {
+					x[i] = float32(scale * (0.5 + rng.Float64()))
+				}
+				return g.AddInit(graph.NewTensor(name, dims, x))
+			}
+			shape := []int64{columns}
+			x := g.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, "batch", "sequence", model))
+			q := g.AddNode("DynamicQuantizeLinear", "", "quantise", []*graph.Value{x}, []string{"x_q", "x_scale", "x_zero"}).Out
+			w := g.AddInit(graph.NewTensor("qkv.weight", []int64{model, 3 * model}, codes))
+			context := g.AddNode("QAttention", domain, "Attention_0", []*graph.Value{
+				q[0], w, floats("qkv.bias", 3*model, 0.1, 3*model), q[1], floats("qkv.scale", columns, 0.005, shape...), nil, q[2],
+				g.AddInit(graph.NewTensor("qkv.zero", shape, make([]int8, columns))),
+			}, []string{"context"}, graph.IntAttr("num_heads", heads)).Out[0]
+			y := g.AddNode("MatMul", "", "out", []*graph.Value{context, floats("out.weight", model*model, 0.1, model, model)}, []string{"y"}).Out[0]
+			g.AddOutput(y, graph.TensorType(onnxpb.TensorProto_FLOAT, "batch", "sequence", model))
+			path := filepath.Join(t.TempDir(), "model.onnx")
+			if err := m.Save(path, graph.SaveOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"equal", "scattered", "decoupled-unequal"} {
+				key, val := grouping(name)
+				t.Run(name, func(t *testing.T) { exactFused(t, path, fusion.Grouped, key, val, -1) })
+			}
+		})
 	}
 }

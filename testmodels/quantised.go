@@ -16,7 +16,9 @@ type Scheme struct {
 	// Activations are quantised too, so that what another order of sums changes of them may be a whole step.
 	Activations bool
 	Biases      bool // vectors that are added have 8 bits as well
-	product     func(q *quantiser, n *graph.Node, x *graph.Value, w matrix) (*graph.Value, error)
+	// products multiplies activations; nil: they stay floats.
+	products func(q *quantiser, n *graph.Node) *graph.Value
+	product  func(q *quantiser, n *graph.Node, x *graph.Value, w matrix) (*graph.Value, error)
 }
 
 // Schemes lists every scheme, one row each.
@@ -49,6 +51,9 @@ var schemes = []Scheme{
 	{Name: "qdq", Opset: 13, Doc: "QuantizeLinear and DequantizeLinear around every product", Activations: true, product: static(false)},
 	{Name: "qdq-biases", Opset: 13, Doc: "the same with biases of 8 bits", Activations: true, Biases: true, product: static(false)},
 	{Name: "gemm", Opset: 13, Doc: "Gemm of DequantizeLinear with a bias of int32", product: gemm},
+	{Name: "dynamic-products", Doc: "MatMulInteger of quantised activations too, as older tools wrote it", Activations: true, product: dynamic(onnxpb.TensorProto_UINT8, false, true), products: dynamicProducts},
+	{Name: "qdq-products", Opset: 13, Doc: "products of activations between QuantizeLinear and DequantizeLinear too", Activations: true, product: static(false), products: staticProducts(false)},
+	{Name: "qoperator-products", Opset: 10, Doc: "QLinearMatMul of activations too", Activations: true, product: static(true), products: staticProducts(true)},
 	{Name: "qoperator", Opset: 10, Doc: "QLinearMatMul with quantised activations", Activations: true, product: static(true)},
 }
 
@@ -78,6 +83,9 @@ func (s Scheme) Quantise(m *graph.Model) error {
 			continue
 		}
 		t := facts.Const(n.In[1])
+		if t == nil && s.products != nil && n.Is("MatMul") {
+			q.p.Replace(n.Out[0], s.products(q, n))
+		}
 		if t == nil || len(t.Dims()) != 2 {
 			continue
 		}
@@ -462,11 +470,7 @@ func dynamic(dtype onnxpb.TensorProto_DataType, each, asymmetric bool) func(*qua
 		if each {
 			l.cols = 1
 		}
-		a := q.inputs[x]
-		if a == nil {
-			a = q.p.Node("DynamicQuantizeLinear", "", x.Name+"_QuantizeLinear", 3, []*graph.Value{x})
-			q.inputs[x] = a
-		}
+		a := q.dynamic(x)
 		// The codes, without the DequantizeLinear.
 		dq := q.weight(w, dtype, l, asymmetric).Producer
 		y := q.p.Op("MatMulInteger", n.Name+"_quant", []*graph.Value{a[0], dq.In[0], a[2], dq.In[2]})
@@ -476,16 +480,50 @@ func dynamic(dtype onnxpb.TensorProto_DataType, each, asymmetric bool) func(*qua
 	}
 }
 
-// static is what static quantisation leaves: activations of 8 bits, from -6.4 to 6.35, before and after the product.
+// dynamic quantises activations by their own range: codes, scale and zero point.
+func (q *quantiser) dynamic(x *graph.Value) []*graph.Value {
+	if q.inputs[x] == nil {
+		q.inputs[x] = q.p.Node("DynamicQuantizeLinear", "", x.Name+"_QuantizeLinear", 3, []*graph.Value{x})
+	}
+	return q.inputs[x]
+}
+
+func dynamicProducts(q *quantiser, n *graph.Node) *graph.Value {
+	a, b := q.dynamic(n.In[0]), q.dynamic(n.In[1])
+	y := q.p.Op("MatMulInteger", n.Name+"_quant", []*graph.Value{a[0], b[0], a[2], b[2]})
+	y = q.p.Op("Cast", n.Name+"_output_quantized_cast", []*graph.Value{y}, graph.IntAttr("to", int64(onnxpb.TensorProto_FLOAT)))
+	return q.p.Op("Mul", n.Name+"_quant_output_scale_mul", []*graph.Value{y, q.p.Op("Mul", n.Name+"_quant_scales_mul", []*graph.Value{a[1], b[1]})})
+}
+
+// static quantises activations from -6.4 to 6.35: codes, scale and zero point.
+func (q *quantiser) static(x *graph.Value) []*graph.Value {
+	if q.inputs[x] == nil {
+		scale := q.floats(x.Name+"_scale", nil, []float64{0.05})
+		zero := q.p.Init(graph.NewTensor(x.Name+"_zero_point", nil, []uint8{128}))
+		q.inputs[x] = []*graph.Value{q.p.Op("QuantizeLinear", x.Name+"_QuantizeLinear", []*graph.Value{x, scale, zero}), scale, zero}
+	}
+	return q.inputs[x]
+}
+
+func staticProducts(fused bool) func(q *quantiser, n *graph.Node) *graph.Value {
+	return func(q *quantiser, n *graph.Node) *graph.Value {
+		a, b := q.static(n.In[0]), q.static(n.In[1])
+		var y *graph.Value
+		if fused {
+			y = q.p.Op("QLinearMatMul", n.Name+"_quant", slices.Concat(a, b, a[1:]))
+		} else {
+			x := q.p.Op("MatMul", n.Name, []*graph.Value{q.p.Op("DequantizeLinear", n.Name+"/a", a), q.p.Op("DequantizeLinear", n.Name+"/b", b)})
+			y = q.p.Op("QuantizeLinear", n.Name+"_QuantizeLinear", []*graph.Value{x, a[1], a[2]})
+		}
+		return q.p.Op("DequantizeLinear", n.Name+"_DequantizeLinear", []*graph.Value{y, a[1], a[2]})
+	}
+}
+
+// static is what static quantisation leaves: activations of 8 bits before and after the product.
 func static(fused bool) func(*quantiser, *graph.Node, *graph.Value, matrix) (*graph.Value, error) {
 	return func(q *quantiser, n *graph.Node, x *graph.Value, w matrix) (*graph.Value, error) {
-		scale := q.floats(n.Name+"_activation_scale", nil, []float64{0.05})
-		zero := q.p.Init(graph.NewTensor(n.Name+"_activation_zero_point", nil, []uint8{128}))
-		quantised := q.inputs[x]
-		if quantised == nil {
-			quantised = []*graph.Value{q.p.Op("QuantizeLinear", x.Name+"_QuantizeLinear", []*graph.Value{x, scale, zero}), scale, zero}
-			q.inputs[x] = quantised
-		}
+		quantised := q.static(x)
+		scale, zero := quantised[1], quantised[2]
 		weight := q.weight(w, onnxpb.TensorProto_INT8, layout{}, false)
 		var y *graph.Value
 		if dq := weight.Producer; fused {

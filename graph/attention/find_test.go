@@ -232,8 +232,9 @@ func TestWhatIsNotUnderstoodSaysWhereAndWhy(t *testing.T) {
 		why   string
 	}{
 		"two projections": {func(b *builder) {
-			b.finish(b.heads(project(b)), b.heads(b.op("Add", nil, project(b), project(b))), b.heads(project(b)))
-		}, "sum of several projections"},
+			crossed := b.op("Slice", nil, project(b), b.ints(7), b.ints(-9), b.ints(2), b.ints(-1))
+			b.finish(b.heads(project(b)), b.heads(b.op("Add", nil, project(b), crossed)), b.heads(project(b)))
+		}, "do not add up column by column"},
 		"softmax over another axis": {func(b *builder) {
 			q, k, v := b.heads(project(b)), b.heads(project(b)), b.heads(project(b))
 			s := b.op("MatMul", nil, q, b.op("Transpose", perm(0, 1, 3, 2), k))

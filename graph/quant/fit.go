@@ -108,6 +108,9 @@ func over(a, b float64) float64 {
 	return a / b
 }
 
+// settled reports whether there is but one scale to choose for given numbers.
+func (g *grid) settled() bool { return len(g.shrink) == 1 && !(g.fixed && g.signed) }
+
 // fit chooses scale and zero point for the numbers of a block: of those that span the numbers, or nearly, the pair with
 // the smallest sum of squared errors. zero is the zero point where they are fixed.
 func (g *grid) fit(x []float64, zero float64) (scale, at float64) {
@@ -129,6 +132,10 @@ func (g *grid) fit(x []float64, zero float64) (scale, at float64) {
 			}
 		}
 		if s == 0 || math.IsInf(s, 0) || math.IsNaN(z) {
+			return
+		}
+		if g.settled() {
+			scale, at = s, z
 			return
 		}
 		sum := 0.0
@@ -156,11 +163,12 @@ func (g *grid) fit(x []float64, zero float64) (scale, at float64) {
 	return scale, at
 }
 
-// holds reports whether codes under scale and zero point reach a number.
+// holds reports whether codes under scale and zero point reach a number, which was rounded to float32.
 func (g *grid) holds(v, scale, zero float64) bool {
 	x := v/scale + zero
 	if g.elem.integer {
 		x = math.RoundToEven(x)
 	}
-	return x >= g.lo && x <= g.hi
+	slack := 1e-6 * (g.hi - g.lo)
+	return x >= g.lo-slack && x <= g.hi+slack
 }

@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"onnx-dha/graph"
@@ -18,14 +20,25 @@ const (
 	batch, in, out = 3, 48, 24
 )
 
+// weights are those of the models below.
+var weights = sync.OnceValue(func() []float64 {
+	rng := rand.New(rand.NewPCG(5, 6))
+	x := make([]float64, in*out)
+	for i := range x {
+		x[i] = rng.NormFloat64()
+	}
+	return x
+})
+
+func weight(r, c int) float64 { return weights()[r*out+c] }
+
 // product is a model of one MatMul, y = x·w with x [batch, 48] and w [48, 24], under a scheme.
 func product(t *testing.T, s testmodels.Scheme) *graph.Model {
 	t.Helper()
 	m := graph.New(10, max(s.Opset, 13))
-	rng := rand.New(rand.NewPCG(5, 6))
 	data := make([]float32, in*out)
 	for i := range data {
-		data[i] = float32(rng.NormFloat64())
+		data[i] = float32(weight(i/out, i%out))
 	}
 	x := m.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, batch, in))
 	w := m.Graph.AddInit(graph.NewTensor("w", []int64{in, out}, data))
@@ -110,7 +123,7 @@ func runtime(t *testing.T) {
 func TestDecodeAsTheRuntimeDoes(t *testing.T) {
 	runtime(t)
 	for _, s := range testmodels.Schemes() {
-		if s.Name == "qoperator" {
+		if strings.HasPrefix(s.Name, "qoperator") {
 			continue // expanded first, by package unfuse
 		}
 		t.Run(s.Name, func(t *testing.T) {

@@ -307,8 +307,11 @@ func (w *recoding) share() error {
 			p.kept = p.kept && w.grid.holds(v, p.scale, p.zero)
 		}
 		if !p.kept {
-			slices.Sort(x) // the sum of errors must not depend on the order
-			p.scale, p.zero = w.grid.fit(slices.Compact(x), p.zero)
+			if !w.grid.settled() { // the sum of errors must not depend on the order
+				slices.Sort(x)
+				x = slices.Compact(x)
+			}
+			p.scale, p.zero = w.grid.fit(x, p.zero)
 		}
 		w.shared = append(w.shared, p)
 	}
