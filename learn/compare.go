@@ -135,32 +135,22 @@ func (c *comparing) rows(ctx context.Context) (rows []Row, err error) {
 	return rows, nil
 }
 
-// estimate is about how often a strategy runs the model: the tables, then the final weights at each budget.
-func (c *comparing) estimate(s fusion.Strategy) (n int) {
-	fits := 1
-	if c.refits(s) {
-		fits = 2
-	}
-	judged := len(c.judged())
-	for _, i := range c.lab.Open() {
-		b := c.lab.Blocks[i]
-		n += len(c.few)
-		if c.q.Layout != fusion.UniformLayout {
-			n += (len(counts(b.KVHeads)) + len(counts(b.ValueHeads))) * ((fits-1)*len(c.few) + judged)
-		}
-		n += len(c.q.Shares) * fits * ((1+c.q.Trials)*len(c.few) + len(c.train))
-	}
-	return n + len(c.q.Shares)*((1+c.q.Trials)*judged+len(c.held))
+// estimate is how often a strategy runs the model.
+func (c *comparing) estimate(s fusion.Strategy) int {
+	c.fits(s)
+	return c.tableRuns() + len(c.q.Shares)*(c.searchRuns(c.q.Trials)+c.sequenceRuns(c.train, true)+len(c.held))
 }
 
-// refits reports whether values and output projections are refitted after the strategy, as Learn does.
-func (c *comparing) refits(s fusion.Strategy) bool { return !c.q.NoRefit && s.Name == "optimal" }
+// fits makes the run one for a strategy.
+func (c *comparing) fits(s fusion.Strategy) {
+	c.run.q.Strategy, c.seq.Strategy = s, s
+	c.seq.Refit, c.seq.Joint = c.q.refits(s), c.q.refits(s)
+}
 
 // strategy makes the rows of one strategy. The error is one that concerns all.
 func (c *comparing) strategy(ctx context.Context, s fusion.Strategy) ([]Row, error) {
 	start := time.Now()
-	c.run.q.Strategy = s
-	c.seq.Strategy, c.seq.Refit, c.seq.Joint = s, c.refits(s), c.refits(s)
+	c.fits(s)
 	c.searching()
 	c.search = c.newSearch()
 	c.search.prefix = s.Name + ": "
@@ -232,6 +222,3 @@ func (c *comparing) row(ctx context.Context, r *Row) (err error) {
 
 // searching makes the sequence one for the search again, after final weights.
 func (c *comparing) searching() { c.seq.Batches, c.seq.Fine = c.few, false }
-
-// judged are the batches that the search measures on.
-func (c *comparing) judged() []Batch { return bounded(c.few, judgeTokens) }

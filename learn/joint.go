@@ -51,6 +51,9 @@ func (l *Lab) joint(i, seq int) (*joint, error) {
 	return j, nil
 }
 
+// jointStride is the stride over queries of a fit.
+func jointStride(heads, n, seq int) int { return max(1, strideFor(heads, n, seq)/2) }
+
 func (b *bench) joint(i, seq int) (*joint, error) {
 	b.fork(i + 1)
 	block, w := b.blocks[i], b.lab.Weights[i]
@@ -67,7 +70,7 @@ func (b *bench) joint(i, seq int) (*joint, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.n, j.stride = n, max(1, strideFor(block.Heads, n, seq)/2)
+	j.n, j.stride = n, jointStride(block.Heads, n, seq)
 	y, err := b.wanted(block.Output)
 	if err != nil {
 		return nil, err

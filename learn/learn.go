@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -93,6 +94,8 @@ func (l *Lab) Learn(ctx context.Context, q Request) (*Result, error) {
 		return nil, err
 	}
 	defer r.close()
+	r.rest = r.sequenceRuns(train, true) + len(held)
+	r.total = r.rest
 	res := &Result{Resumed: r.resumed}
 	choices, kl, err := r.choose(ctx)
 	if err != nil {
@@ -116,6 +119,9 @@ func (l *Lab) Learn(ctx context.Context, q Request) (*Result, error) {
 	return res, nil
 }
 
+// refits reports whether values and output projections are fitted after a strategy.
+func (q Request) refits(s fusion.Strategy) bool { return !q.NoRefit && s.Name == "optimal" }
+
 // run is one call of Learn.
 type run struct {
 	lab     *Lab
@@ -129,6 +135,7 @@ type run struct {
 	rows    bool // what is kept in the state are rows of a comparison, not layers
 
 	done, total int
+	rest        int // runs after the search: the final weights and the report
 	what        string
 }
 
@@ -164,7 +171,7 @@ func bounded(batches []Batch, tokens int) []Batch {
 
 func (r *run) open(train []Batch) error {
 	r.few = bounded(train, searchTokens)
-	refits := !r.q.NoRefit && r.q.Strategy.Name == "optimal"
+	refits := r.q.refits(r.q.Strategy)
 	r.seq = &Sequence{
 		Lab: r.lab, Strategy: r.q.Strategy, Batches: r.few, Refit: refits, Joint: refits, Seed: r.q.Seed, Step: r.step,
 		Options:    fusion.SolveOptions{Groups: r.q.Groups, Nested: r.q.Nested, Coupled: r.q.Layout == fusion.CoupledLayout || r.q.Layout == fusion.UniformLayout},
@@ -229,7 +236,6 @@ func (r *run) save() error {
 
 // choose finds the numbers of heads of every layer, and the divergence that they were chosen by, NaN when they were given.
 func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
-	open := r.lab.Open()
 	if r.q.Key > 0 || r.q.Value > 0 {
 		out, err := r.given()
 		return out, math.NaN(), err
@@ -242,18 +248,21 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 			return out, math.NaN(), nil
 		}
 	}
-	runs := len(r.few) * len(open)
-	r.total = runs * (2 + 8*2) // a rough count: the tables, then passes over prefixes
+	steps := r.q.Trials
+	if r.q.MaxKL > 0 {
+		steps = bits.Len(uint(r.levels())) // of the bisection
+	}
+	r.total = r.tableRuns() + r.searchRuns(steps) + r.rest
 	var err error
-	if r.judge, err = r.lab.Judge(ctx, bounded(r.few, judgeTokens)); err != nil {
+	if r.judge, err = r.lab.Judge(ctx, r.judged()); err != nil {
 		return nil, 0, err
 	}
 	r.search = r.newSearch()
 	if err := r.search.measure(ctx); err != nil {
 		return nil, 0, err
 	}
+	r.total = r.done + r.searchRuns(steps) + r.rest
 	if r.q.KV > 0 {
-		r.total = r.done + (r.q.Trials+1)*(runs+len(r.few))
 		return r.search.allocate(ctx, r.lab.cache().budget(r.q.KV), r.q.Trials)
 	}
 	return r.smallest(ctx)
@@ -261,6 +270,14 @@ func (r *run) choose(ctx context.Context) ([]fusion.Choice, float64, error) {
 
 func (r *run) newSearch() *search {
 	return &search{seq: r.seq, judge: r.judge, layout: r.q.Layout, table: r.table, memo: r.state.Measured, saved: r.save, note: r.note}
+}
+
+// levels is about how many sizes a cache can have.
+func (r *run) levels() (n int) {
+	for _, i := range r.lab.Open() {
+		n += r.lab.Blocks[i].KVHeads + r.lab.Blocks[i].ValueHeads
+	}
+	return n
 }
 
 // smallest finds the smallest cache that holds MaxKL, by bisection over budgets, the model of each allocation being
@@ -276,7 +293,6 @@ func (r *run) smallest(ctx context.Context) ([]fusion.Choice, float64, error) {
 	kl := math.NaN()
 	for low, high := least, most; low <= high; {
 		budget := low + (high-low)/2
-		r.total = max(r.total, r.done+len(r.few)*len(r.lab.Open()))
 		if _, err := fusion.Allocate(r.search.tables, budget, r.q.Layout); err != nil { // the layout has nothing as small
 			low = budget + step
 			continue
@@ -313,7 +329,9 @@ func (r *run) finish(ctx context.Context, choices []fusion.Choice, train []Batch
 		}
 	}
 	r.seq.Batches, r.seq.Fine = train, true
-	r.total = max(r.total, r.done+len(train)*len(open)*2)
+	if !r.rows {
+		r.total = r.done + r.rest
+	}
 	if !slices.Equal(r.state.Choices, choices) {
 		r.state.Choices, r.state.Layers = choices, nil
 	}

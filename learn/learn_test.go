@@ -393,6 +393,57 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// TestProgress: how often the model is going to run is known from the first run on.
+func TestProgress(t *testing.T) {
+	runtime(t)
+	for _, tc := range []struct {
+		family string
+		q      Request
+	}{
+		{"llama", Request{KV: 0.5, Nested: true, Groups: fusion.EqualGroups}}, {"llama", Request{KV: 0.5, Layout: fusion.UniformLayout, NoRefit: true}},
+		{"gpt2", Request{Key: 2, Value: 1}},
+	} {
+		l, _ := familyLab(t, tc.family, testmodels.Options{Cache: true})
+		q := tc.q
+		q.Strategy, q.Train, q.HeldOut = optimal(t), tokens(6, 12, 64, 1), tokens(3, 12, 64, 2)
+		first, last := 0, 0
+		q.Progress = func(done, total int, _ string) {
+			if first == 0 {
+				first = total
+			}
+			if last = done; done > total {
+				t.Errorf("%s: run %d of %d", tc.family, done, total)
+			}
+		}
+		r, err := l.Learn(context.Background(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if math.Abs(float64(first-last)) > 0.05*float64(last) { // a layer that keeps all its heads needs no fit
+			t.Errorf("%s %+v: %d runs announced, %d needed", tc.family, tc.q.Layout, first, last)
+		}
+		if q.Nested {
+			for n, layer := range r.Layers {
+				if c := r.Choices[n]; c.Key%c.Value != 0 && c.Value%c.Key != 0 {
+					t.Errorf("layer %d: %+v do not nest", n, c)
+				}
+				fine, coarse := layer.Plan.Key, layer.Plan.Value
+				if fine.Heads() < coarse.Heads() {
+					fine, coarse = coarse, fine
+				}
+				of := coarse.Map()
+				for _, g := range fine.Groups {
+					for _, h := range g {
+						if of[h] != of[g[0]] {
+							t.Errorf("layer %d: %v is not within one group of %v", n, g, coarse.Groups)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // TestImportanceInTheSearch: the shared heads of a layer turn to the query head that counts most, measured or given.
 func TestImportanceInTheSearch(t *testing.T) {
 	runtime(t)

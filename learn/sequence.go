@@ -73,16 +73,7 @@ const (
 	fineSweep   = 64 << 10
 )
 
-func (s *Sequence) sweeps() int {
-	tokens, want := 0, coarseSweep
-	for _, b := range s.Batches {
-		tokens += b.Tokens
-	}
-	if s.Fine {
-		want = fineSweep
-	}
-	return max(1, want/max(1, tokens))
-}
+func (s *Sequence) sweeps() int { return sweeps(s.Batches, s.Fine) }
 
 func (s *Sequence) step() {
 	if s.Step != nil {
