@@ -9,12 +9,15 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+
+	"onnx-dha/ort"
 )
 
 // release gives memory that is no longer used back to the system.
 func release() {
 	runtime.GC() // lets go of what only finalizers held
 	debug.FreeOSMemory()
+	ort.Trim()
 }
 
 // measurePeak runs the largest of the cases alone, notes the highest memory that it took, and closes the model.

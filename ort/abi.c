@@ -3,6 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #ifdef _WIN32
 #include <windows.h>
@@ -276,4 +279,10 @@ char *dha_loads(const char *path) {
   if (!lib) return text(why(), "");
   close_library(lib);
   return NULL;
+}
+
+void dha_trim(void) {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }

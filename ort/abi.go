@@ -271,3 +271,6 @@ func loads(name string) string {
 	defer C.free(unsafe.Pointer(msg))
 	return C.GoString(msg)
 }
+
+// Trim gives memory that the runtime has freed back to the system. The C library keeps it otherwise, for the next model.
+func Trim() { C.dha_trim() }

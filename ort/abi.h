@@ -62,4 +62,7 @@ void dha_providers_free(char **names, int n);
 // dha_loads tries to load a shared library, which it lets go again: NULL, or the loader's words, which the caller frees.
 char *dha_loads(const char *path);
 
+// dha_trim gives memory that C code has freed back to the system, where the C library keeps such.
+void dha_trim(void);
+
 #endif

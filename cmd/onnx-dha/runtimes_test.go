@@ -24,6 +24,9 @@ import (
 // client runs a program of the folder clients with Node and reads what it prints.
 func client(t *testing.T, result any, script string, args ...string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starts other runtimes")
+	}
 	dir, err := filepath.Abs(filepath.Join("..", "..", "clients"))
 	if err != nil {
 		t.Fatal(err)
