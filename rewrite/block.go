@@ -193,10 +193,22 @@ func named(t *graph.Tensor, name string) *graph.Tensor {
 func (e *editor) narrow(c change) error {
 	proj := c.path.Projection
 	l := c.path.Wires[proj.Output]
-	if err := e.setWeight(proj, proj.Axis, c.along(l, c.learned)); err != nil {
+	columns := func(learned *mat.Dense) rows {
+		if l.Axis >= 0 {
+			return c.along(l, learned)
+		}
+		var r rows // one head, which changes along no axis
+		for g := range c.Groups {
+			for ch := range c.path.Columns[0] {
+				r = append(r, c.columns(g, ch, learned))
+			}
+		}
+		return r
+	}
+	if err := e.setWeight(proj, proj.Axis, columns(c.learned)); err != nil {
 		return err
 	}
-	if err := e.gemmBias(proj, c.along(l, c.learnedBias)); err != nil {
+	if err := e.gemmBias(proj, columns(c.learnedBias)); err != nil {
 		return err
 	}
 	return e.wires(c)

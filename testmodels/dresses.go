@@ -256,9 +256,26 @@ var dressedFamilies = func() []Family {
 	whisper := with(gpt2Arch, func(a *arch) { a.cross, a.act = true, gelu })
 	clip := with(gpt2Arch, func(a *arch) { a.hidden, a.tied = true, false })
 
-	dresses := map[string]dress{
-		"simplified": simplified, "graphsurgeon": nameless, "paddle": packedReshape, "tf": flat, "keras": einsums,
-		"genai": groupQuery(false), "genai-packed": groupQuery(true), "mobius": standard,
+	dresses := map[string]struct {
+		dress
+		doc string
+	}{
+		"simplified": {simplified,
+			"onnxsim, onnxslim: every shape a constant with 0 and -1, K transposed straight into the product, no Constant nodes"},
+		"graphsurgeon": {nameless,
+			"the same after graphsurgeon's cleanup: nodes without names"},
+		"paddle": {packedReshape,
+			"paddle2onnx: weights as Constant nodes, qkv reshaped to [B, S, 3, H, d], heads in front by one Transpose, Slice and Squeeze"},
+		"tf": {flat,
+			"tf2onnx: Reshape to two dims around every MatMul, and back by sizes read from the input"},
+		"keras": {einsums,
+			"keras: Einsum with kernels [model, H, d] and biases [H, d], keys on the left of the first product"},
+		"genai": {groupQuery(false),
+			"onnxruntime-genai: GroupQueryAttention with the rotary embedding inside"},
+		"genai-packed": {groupQuery(true),
+			"onnxruntime-genai: the same after one packed projection"},
+		"mobius": {standard,
+			"mobius: Attention and RotaryEmbedding of opset 23, a mask of bits"},
 	}
 	var out []Family
 	for _, row := range []struct {
@@ -292,8 +309,8 @@ var dressedFamilies = func() []Family {
 				}
 			}
 			out = append(out, Family{
-				Name: fmt.Sprintf("%s/%s", row.arch, name), Doc: fmt.Sprintf("%s as %s writes it", row.arch, name),
-				Decoder: a.causal && !a.hidden && name != "keras", Uniform: strings.HasPrefix(name, "genai"), opset: d.opset, oldest: d.opset, preset: preset, define: row.define, build: dressed(d),
+				Name: fmt.Sprintf("%s/%s", row.arch, name), Doc: d.doc,
+				Decoder: a.causal && !a.hidden && name != "keras", Uniform: strings.HasPrefix(name, "genai"), opset: d.opset, oldest: d.opset, preset: preset, define: row.define, build: dressed(d.dress),
 			})
 		}
 	}

@@ -339,6 +339,18 @@ func (f Family) assemble(o Options, a *arch, w bank) *graph.Model {
 	return m
 }
 
+// Attentions is the number of attentions in the model.
+func (f Family) Attentions(o Options) (int, error) {
+	o, a, err := f.open(o)
+	if err != nil {
+		return 0, err
+	}
+	if a.cross {
+		return 2 * o.Layers, nil
+	}
+	return o.Layers, nil
+}
+
 // Reference returns the plain implementation of the same model: same weights, same input and output names.
 func (f Family) Reference(o Options) (*Reference, error) {
 	o, a, err := f.open(o)

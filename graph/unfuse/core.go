@@ -19,6 +19,8 @@ type core struct {
 	// sink is a score [1, N or 1, 1, 1] that stands beside those of the keys in the softmax and leads to no value; nil
 	// without one.
 	sink *graph.Value
+	// blind marks queries [.., S, 1] whose context is 0; nil: none.
+	blind *graph.Value
 }
 
 // scores are the stages between the two products, all [B, N, S, T].
@@ -83,6 +85,13 @@ func (w *writer) attend(c core) (*graph.Value, scores, error) {
 		p = w.slice(p, 3, 0, -1, 1)
 	}
 	s.probabilities = p
+	if c.blind != nil {
+		zero, err := w.number(c.soft, 0)
+		if err != nil {
+			return nil, s, err
+		}
+		p = w.op("Where", c.blind, zero, p)
+	}
 	return w.op("MatMul", w.as(p, c.soft, c.elem), v), s, nil
 }
 

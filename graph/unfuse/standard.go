@@ -10,7 +10,7 @@ import (
 func init() {
 	rows["Attention"] = row{
 		attrs:    []string{"is_causal", "q_num_heads", "kv_num_heads", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"},
-		required: 3, inputs: 7, outputs: 4, expand: standardAttention,
+		required: 3, inputs: 7, outputs: 4, expand: standardAttention, returns: true,
 	}
 }
 
@@ -83,12 +83,16 @@ func standardAttention(w *writer) error {
 	if err != nil {
 		return err
 	}
+	blind, err := w.blind(mask, soft)
+	if err != nil {
+		return err
+	}
 	scale := 1 / math.Sqrt(float64(h))
 	if w.n.Attr("scale") != nil {
 		scale = float64(w.n.Float("scale", 0))
 	}
 	context, stages, err := w.attend(core{
-		q: q, k: k, v: v, heads: n, kv: g, elem: elem, soft: soft, scale: scale, softcap: float64(w.n.Float("softcap", 0)), biases: []*graph.Value{mask},
+		q: q, k: k, v: v, heads: n, kv: g, elem: elem, soft: soft, scale: scale, softcap: float64(w.n.Float("softcap", 0)), biases: []*graph.Value{mask}, blind: blind,
 	})
 	if err != nil {
 		return err
@@ -108,6 +112,20 @@ func standardAttention(w *writer) error {
 		w.result(3, w.as(outputs[mode], soft, elem))
 	}
 	return nil
+}
+
+// blind marks the queries that see no key, [.., S, 1], whose context is 0 (an erratum to opset 23 that the runtime follows):
+// everything in their row of the mask is as low as can be. nil where the mask input cannot hide a whole row.
+func (w *writer) blind(mask *graph.Value, soft elemType) (*graph.Value, error) {
+	if w.in(3) == nil {
+		return nil, nil
+	}
+	low, err := w.number(soft, lowest(soft))
+	if err != nil {
+		return nil, err
+	}
+	most := w.nodes("ReduceMax", 1, []*graph.Value{mask, w.ints(-1)}, graph.IntAttr("keepdims", 1))[0]
+	return w.op("LessOrEqual", most, low), nil
 }
 
 // standardMask is everything that is added to the scores: the mask input, the causal mask and the filled lengths.

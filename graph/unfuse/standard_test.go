@@ -52,6 +52,16 @@ func TestStandardAttention(t *testing.T) {
 			in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i%3, 1)) }, "B=2", 1, "S=3", "L=5")
 			return in, nil, 1
 		},
+		"mask of bits that hides all from a query": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i/5%3, 1)) }, "B=2", 1, "S=3", "L=5")
+			return in, nil, 1
+		},
+		"mask of bits that hides all from a query, causal": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i%5, 1)) }, "B=2", 1, "S=3", "L=5")
+			return in, attrs{graph.IntAttr("is_causal", 1)}, 1
+		},
 		"past": func(s *sketch) ([]*graph.Value, attrs, int) {
 			in := four(s)
 			past(s, in)

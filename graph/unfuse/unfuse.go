@@ -54,6 +54,8 @@ type row struct {
 	expand          func(*writer) error
 	why             string                 // no expansion can say what the operator does: why
 	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
+	// returns says that a rewrite may put the operator back, over fewer key/value heads: what it alone read stays.
+	returns bool
 }
 
 // rows is the table, by domain and operator. It is filled by the files that hold the rows.
@@ -140,6 +142,20 @@ func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.N
 	keep := m.Graph.Dead()
 	if _, err := s.p.Apply(); err != nil {
 		return nil, fmt.Errorf("expanding fused operators: %w", err)
+	}
+	for _, e := range done {
+		if !rows[e.Op].returns {
+			continue
+		}
+		for _, v := range e.inputs {
+			switch {
+			case v == nil:
+			case v.Producer != nil:
+				keep[v.Producer] = true
+			default:
+				keep[v] = true
+			}
+		}
 	}
 	m.Graph.RemoveDead(keep)
 	return done, nil
