@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"onnx-dha/graph"
@@ -156,7 +157,7 @@ func (r *pairRun) open() error {
 	if q.Reference != nil {
 		reference = *q.Reference
 	}
-	// Reading weights and arranging them is work for one processor each.
+	// Reading weights and arranging them is work for one processor: three at once fill two better than one after two.
 	sides := []struct {
 		what, path string
 		o          ort.Options
@@ -168,13 +169,17 @@ func (r *pairRun) open() error {
 		{what: "rewritten", path: q.Rewritten, o: q.Session, to: &r.rewritten},
 		{what: "tied reference", path: q.Tied, o: reference, to: &r.tied},
 	}
-	parallel(len(sides), func(i int) {
+	var loading sync.WaitGroup
+	for i := range sides {
 		if s := &sides[i]; s.path != "" {
-			start := time.Now()
-			*s.to, s.err = r.load(s.what, s.path, s.o)
-			s.seconds = time.Since(start).Seconds()
+			loading.Go(func() {
+				start := time.Now()
+				*s.to, s.err = r.load(s.what, s.path, s.o)
+				s.seconds = time.Since(start).Seconds()
+			})
 		}
-	})
+	}
+	loading.Wait()
 	for _, s := range sides {
 		if s.err != nil {
 			return s.err
