@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"slices"
 
 	"gonum.org/v1/gonum/mat"
@@ -13,7 +12,6 @@ import (
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
-	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
 	"onnx-dha/verify"
 )
@@ -111,131 +109,6 @@ func (c *collector) add(i, seq int) (l layout, err error) {
 	return l, c.scores(&l, seq)
 }
 
-// projected is what a projection gives to one kind of heads.
-type projected struct {
-	rows *graph.Value // [tokens, columns], of the projection
-	// pick returns channels by token, [channels, tokens]: those given by their place among the channels of all heads side
-	// by side, all when nil.
-	pick func(at []int) *graph.Value
-	// plain returns the same as [tokens, channels].
-	plain func(at []int) *graph.Value
-}
-
-// channels reads heads where they are projected, bias included, before anything else happens to them; hidden tokens are
-// zeros. Channels are read as rows, of which any are picked by copying whole rows.
-func (c *collector) channels(name string, p *attention.Path, bias []float64, mask *graph.Value) (projected, error) {
-	b := c.b
-	v, err := b.tap(p.Projection.Output)
-	if err != nil {
-		return projected{}, err
-	}
-	if c.sequenceFirst(p.Projection.Output) {
-		v = b.op("Transpose", name+"/batch_first", []*graph.Value{v}, graph.IntsAttr("perm", 1, 0, 2))
-	}
-	rows := b.rows(v, p.Projection.Columns)
-	var columns []int64
-	for _, head := range p.Columns {
-		for _, col := range head {
-			columns = append(columns, int64(col))
-		}
-	}
-	added, err := addedBias(p, columns, bias)
-	if err != nil {
-		return projected{}, err
-	}
-	whole := len(columns) == p.Projection.Columns // and in order
-	run := true
-	for i, col := range columns {
-		run = run && col == columns[0]+int64(i)
-	}
-	whole = whole && run
-	// gather picks columns along an axis, adds what is added to them later on, and hides what the mask hides.
-	gather := func(x *graph.Value, axis int64, at []int, dims ...int64) *graph.Value {
-		from, some := columns, added
-		if at != nil {
-			from, some = nil, nil
-			for _, i := range at {
-				from = append(from, columns[i])
-				if added != nil {
-					some = append(some, added[i])
-				}
-			}
-		}
-		switch {
-		case at == nil && whole:
-		case at == nil && run:
-			x = b.op("Slice", name+"/channels", []*graph.Value{x, b.ints(name+"/from", columns[0]), b.ints(name+"/to", columns[len(columns)-1]+1), b.ints(name+"/axis", axis)})
-		default:
-			x = b.op("Gather", name+"/channels", []*graph.Value{x, b.ints(name+"/at", from...)}, graph.IntAttr("axis", axis))
-		}
-		if some != nil {
-			x = b.op("Add", name+"/biased", []*graph.Value{x, b.floats(name+"/bias", dims, some...)})
-		}
-		if mask != nil {
-			shape := []int64{-1, -1}
-			shape[axis] = 1
-			m := b.op("Reshape", name+"/mask", []*graph.Value{mask, b.ints(name+"/mask_shape", shape...)})
-			x = b.op("Where", name+"/shown", []*graph.Value{m, x, b.floats(name+"/zero", nil, 0)})
-		}
-		return x
-	}
-	if c.turned == nil {
-		c.turned = map[*graph.Value]*graph.Value{}
-	}
-	n := func(at []int) int64 {
-		if at == nil {
-			return int64(len(columns))
-		}
-		return int64(len(at))
-	}
-	out := projected{rows: rows}
-	out.pick = func(at []int) *graph.Value {
-		t := c.turned[p.Projection.Output]
-		if t == nil {
-			t = b.op("Transpose", name+"/transposed", []*graph.Value{rows}, graph.IntsAttr("perm", 1, 0))
-			c.turned[p.Projection.Output] = t
-		}
-		return gather(t, 0, at, n(at), 1)
-	}
-	out.plain = func(at []int) *graph.Value { return gather(rows, 1, at, n(at)) }
-	return out, nil
-}
-
-// addedBias is what the path adds to the given columns after the projection has given them, nil for nothing: the bias of
-// the block's weights less the part that a Gemm has added already.
-func addedBias(p *attention.Path, columns []int64, bias []float64) ([]float32, error) {
-	if len(p.Biases) == 0 {
-		return nil, nil
-	}
-	var own []float64
-	if t := p.Projection.BiasTensor; t != nil {
-		var err error
-		if own, err = t.Float64s(); err != nil {
-			return nil, err
-		}
-	}
-	out := make([]float32, len(columns))
-	for i, col := range columns {
-		x := bias[i]
-		switch {
-		case len(own) == 1:
-			x -= own[0]
-		case own != nil:
-			x -= own[col]
-		}
-		out[i] = float32(x)
-	}
-	return out, nil
-}
-
-// products returns the Gram matrices [groups, n, n] of channels [groups·n, tokens], groups·n of them in order.
-func (c *collector) products(name string, x *graph.Value, groups, n int64) *graph.Value {
-	b := c.b
-	x = b.op("Reshape", name+"/groups", []*graph.Value{x, b.ints(name+"/groups_shape", groups, n, -1)})
-	t := b.op("Transpose", name+"/transposed", []*graph.Value{x}, graph.IntsAttr("perm", 0, 2, 1))
-	return b.op("MatMul", name+"/gram", []*graph.Value{x, t})
-}
-
 // attend sets up E[(A_h v)ᵀ(A_h v)] and E[A_h v] for v [batch·keys, n], and returns the queries that were sampled, nil where
 // the probabilities have no form that is known.
 func (c *collector) attend(l *layout, v *graph.Value, seq int) (*sampled, error) {
@@ -264,53 +137,6 @@ func (c *collector) attend(l *layout, v *graph.Value, seq int) (*sampled, error)
 	flat := b.op("Reshape", name+"/flat", []*graph.Value{byHead, b.ints(name+"/flat_shape", heads, -1, n)})
 	b.sum(name, b.gram(name, flat, 3), heads, n, n)
 	return &at, nil
-}
-
-// signTable is the number of random signs that are fed for keys: no attention is as long.
-const signTable = 1 << 16
-
-const spreadInput = "learn/spread"
-
-// spread sets up E_i Σ_j A_ij (k_j − k̄_i)ᵀ(k_j − k̄_i) for k [batch·keys, n] and the queries that were sampled: as the mean of
-// the squares of rows Σ_j ξ_j √A_ij (k_j − k̄_i) with random signs ξ, one row for each query instead of one for each key.
-func (c *collector) spread(l *layout, at *sampled, k *graph.Value, heads int) {
-	b, name, n := c.b, l.name("spread"), int64(l.fixed)
-	l.spread = true
-	p := at.p
-	if at.shown != nil { // what padding holds may be NaN
-		p = b.op("Where", name+"/shown", []*graph.Value{at.shown, p, b.floats(name+"/zero", nil, 0)})
-	}
-	shape := b.op("Shape", name+"/shape", []*graph.Value{p})
-	dim := func(axis int64) *graph.Value {
-		return b.op("Gather", name+"/dim", []*graph.Value{shape, b.ints(name+"/at", axis)}, graph.IntAttr("axis", 0))
-	}
-	concat := func(of ...*graph.Value) *graph.Value {
-		return b.op("Concat", name+"/dims", of, graph.IntAttr("axis", 0))
-	}
-	signs := b.input(spreadInput, onnxpb.TensorProto_FLOAT, signTable)
-	signs = b.op("Slice", name+"/signs", []*graph.Value{signs, b.ints(name+"/from", 0), dim(3), b.ints(name+"/axis", 0)})
-	y := b.op("Mul", name+"/signed", []*graph.Value{b.op("Sqrt", name+"/root", []*graph.Value{p}), signs})
-	drift := b.op("Mul", name+"/drift", []*graph.Value{p, b.reduce("ReduceSum", name+"/sums", y, 3)})
-	y = b.op("Sub", name+"/centred", []*graph.Value{y, drift})
-	rows := b.op("Reshape", name+"/rows", []*graph.Value{y, concat(dim(0), b.ints(name+"/all", -1), dim(3))})
-	k = b.op("Reshape", name+"/k", []*graph.Value{k, concat(dim(0), dim(3), b.ints(name+"/n", n))})
-	x := b.op("MatMul", name+"/of_keys", []*graph.Value{rows, k})
-	x = b.op("Reshape", name+"/split", []*graph.Value{x, concat(dim(0), dim(1), b.ints(name+"/each", -1, n))})
-	x = b.op("Transpose", name+"/by_head", []*graph.Value{x}, graph.IntsAttr("perm", 1, 0, 2, 3))
-	x = b.op("Reshape", name+"/flat", []*graph.Value{x, b.ints(name+"/flat_shape", int64(heads), -1, n)})
-	b.sum(name, b.gram(name, x, 3), int64(heads), n, n)
-}
-
-// spreadSigns are those of one run.
-func spreadSigns(run int) *ort.Tensor {
-	rng := rand.New(rand.NewPCG(uint64(run), 0x59bead))
-	x := make([]float32, signTable)
-	for i := 0; i < len(x); i += 64 {
-		for j, bits := 0, rng.Uint64(); j < 64; j, bits = j+1, bits>>1 {
-			x[i+j] = 1 - 2*float32(bits&1)
-		}
-	}
-	return ort.FromFloat32(x, signTable)
 }
 
 // stats divides the sums of one block by the tokens that they are over.
