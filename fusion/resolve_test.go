@@ -70,7 +70,6 @@ func TestResolveErrors(t *testing.T) {
 		{"missing", layer("key: {groups: [[0, 1]]}"), `dha.yaml:3:28: key: heads 2, 3 of block "h.0.attn" are in no group; the groups must cover key heads 0 to 3, each once`, nine},
 		{"one missing", layer("key: {groups: [[0, 3], [2]]}"), `dha.yaml:3:28: key: head 1 of block "h.0.attn" is in no group`, nine},
 		{"out of range", layer("value: {groups: [[0, 1, 2], [3, 4]]}"), `dha.yaml:3:55: value: head 4 does not exist; block "h.0.attn" has value heads 0 to 3`, nine},
-		{"lowering", "version: 1\nlowering: gqa\n", `dha.yaml:2:11: lowering "gqa" is not available in this version; use grouped or expand`, nine},
 		{"weights", "version: 1\nweights: dha.safetensors\n", `dha.yaml:2:10: weights: open dha.safetensors: no such file or directory`, nine},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
