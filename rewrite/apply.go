@@ -20,6 +20,7 @@ import (
 func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	res := &Result{NodesBefore: len(m.Graph.Nodes), ParamsBefore: Parameters(m.Graph)}
 	keep := m.Graph.Dead()
+	releaseOrigins(keep, plan)
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
 		if bp.Block.QK.Graph.Model == m {

@@ -24,6 +24,30 @@ func NoteOrigins(blocks []*attention.Block, expansions []unfuse.Expansion) {
 	}
 }
 
+// releaseOrigins lets what only the operators that blocks were expanded from read fall away unless they come back.
+func releaseOrigins(keep map[any]bool, plan *fusion.Plan) {
+	var release func(v *graph.Value)
+	release = func(v *graph.Value) {
+		switch {
+		case v == nil:
+		case v.Producer == nil:
+			delete(keep, v)
+		case keep[v.Producer]:
+			delete(keep, v.Producer)
+			for _, x := range v.Producer.In {
+				release(x)
+			}
+		}
+	}
+	for _, bp := range plan.Blocks {
+		if o := bp.Block.Origin; o != nil {
+			for _, v := range o.Inputs {
+				release(v)
+			}
+		}
+	}
+}
+
 // keepers are the fused operators that can say how many key/value heads they have: the lowering that they are, and the
 // attribute (absent where the shape of the keys says it).
 var keepers = map[string]struct {

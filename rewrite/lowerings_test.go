@@ -47,16 +47,16 @@ func TestExactLowerings(t *testing.T) {
 			low       fusion.Lowering
 			groupings []string
 		}{
-			{fusion.StaticCache, []string{"identity", "scattered", "decoupled-unequal"}},
+			{fusion.StaticCache, []string{"scattered", "decoupled-unequal"}},
 			{fusion.GQA, []string{"scattered"}},
 			{fusion.OpAttention, []string{"equal"}},
 		} {
 			for _, g := range groupings {
-				if !strings.Contains(strings.Join(c.groupings, " "), g.name) || testing.Short() && g.name == "identity" || c.low == fusion.StaticCache && !f.Decoder {
+				if !strings.Contains(strings.Join(c.groupings, " "), g.name) || testing.Short() && g.name == "decoupled-unequal" || c.low == fusion.StaticCache && !f.Decoder {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s/%s", f.Name, c.low, g.name), func(t *testing.T) {
-					res, _ := exact(t, path, c.low, g.key, g.val, 2)
+					res, _ := exact(t, path, c.low, g.key, g.val, 1)
 					if b := res.Blocks[0]; b.Lowering != c.low && !strings.HasPrefix(b.Why, "not "+string(c.low)+": ") {
 						t.Errorf("lowered to %s (%s)", b.Lowering, b.Why)
 					}
@@ -100,7 +100,7 @@ func TestExactBuckets(t *testing.T) {
 }
 
 // mergedMask replaces the mask that a model makes by an input [batch, 1, sequence, total] that is added to the scores.
-func mergedMask(t *testing.T, path string) {
+func mergedMask(t *testing.T, path string) string {
 	t.Helper()
 	m, err := graph.Load(path)
 	if err != nil {
@@ -123,17 +123,18 @@ func mergedMask(t *testing.T, path string) {
 		add.SetInput(side, mask)
 	}
 	m.Graph.RemoveDead(nil)
-	if err := m.Save(path, graph.SaveOptions{}); err != nil {
+	merged := filepath.Join(t.TempDir(), "merged.onnx")
+	if err := m.Save(merged, graph.SaveOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	return merged
 }
 
 // A mask that callers merge from what is causal and what is padding, for sequences of different lengths, hides the same in
 // every lowering.
 func TestMergedMask(t *testing.T) {
 	runtime(t)
-	path := built(t, "llama", testmodels.Options{})
-	mergedMask(t, path)
+	path := mergedMask(t, built(t, "llama", testmodels.Options{}))
 	const batch, past, seq = 3, 4, 5
 	r := rand.New(rand.NewPCG(1, 2))
 	values := make([]float32, 0, batch*seq*(past+seq))

@@ -38,6 +38,9 @@ func (m *Model) run(ctx context.Context, in map[string]*ort.Tensor) (map[string]
 // filled is how many positions a run fills.
 func (m *Model) filled(in map[string]*ort.Tensor) int {
 	n := 0
+	if t := in[m.Tokens]; t != nil && len(t.Shape) > 0 { // an operator that counts them itself
+		n = int(t.Shape[len(t.Shape)-1])
+	}
 	for _, i := range m.Inputs {
 		if i.Role == Places {
 			n = int(in[i.Name].Len())

@@ -10,7 +10,7 @@ func init() {
 	rows["com.microsoft.GroupQueryAttention"] = row{
 		attrs: []string{"num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved", "local_window_size",
 			"smooth_softmax", "qk_output", "k_quant_type", "v_quant_type", "kv_cache_bit_width"},
-		required: 1, inputs: 12, outputs: 3, expand: groupQuery,
+		required: 1, inputs: 12, outputs: 3, expand: groupQuery, returns: true,
 	}
 }
 
