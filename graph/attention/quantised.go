@@ -16,6 +16,7 @@ func init() {
 		betweenProducts[op] = only(0)
 	}
 	movers["DynamicQuantizeLinear"] = mover{only(0), moveFirst, false}
+	betweenProducts["DynamicQuantizeLinear"] = only(0)
 }
 
 // moveQuantised passes labels on where one scale serves all of them; scales that differ along an axis belong to weights.
