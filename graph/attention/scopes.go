@@ -207,12 +207,16 @@ func (c *Cache) values() []*graph.Value {
 // or what they are called outside the bodies that they lie in. Each is nil where the cache has none.
 func (c *Cache) Interface() (past, present *graph.Value) {
 	past, present = c.Past, c.Present
+	// The first by name, should there be several.
+	better := func(v, than *graph.Value) bool {
+		return than == nil || than.Graph.Outer != nil || than != c.Past && than != c.Present && v.Name < than.Name
+	}
 	for v := range c.Links {
 		switch {
 		case v.Graph.Outer != nil:
-		case v.IsInput && (past == nil || past.Graph.Outer != nil):
+		case v.IsInput && better(v, past):
 			past = v
-		case !v.IsInput && v.IsOutput() && (present == nil || present.Graph.Outer != nil):
+		case !v.IsInput && v.IsOutput() && better(v, present):
 			present = v
 		}
 	}
