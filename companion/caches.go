@@ -17,10 +17,11 @@ type Cache struct {
 	Past, Present string
 	Layer         int  // the number in its name; -1 without one
 	Value         bool // it holds values, else keys
-	// Heads and Dim are the sizes of axes 1 and 3 of [batch, heads, positions, dim]; 0 where the model does not fix them, or
-	// the cache has other axes.
+	Both          bool // it holds keys and values, [2, batch, heads, positions, dim]
+	// Heads and Dim are the sizes of those axes of [batch, heads, positions, dim]; 0 where the model does not fix them, or the
+	// cache has other axes.
 	Heads, Dim int64
-	// Batch is the symbol of axis 0.
+	// Batch is the symbol of the axis that counts sequences.
 	Batch string
 	// Static is whether past and present are one buffer.
 	Static bool
@@ -63,7 +64,13 @@ func Describe(m *graph.Model) (*Interface, error) {
 			x.Layer = n
 		}
 		i := slices.IndexFunc(s.Inputs, func(in verify.Input) bool { return in.Name == c.Past })
-		if d := s.Inputs[i].Dims; len(d) == 4 && c.SeqAxis == 2 {
+		d := s.Inputs[i].Dims
+		if len(d) == 5 && c.SeqAxis == 3 {
+			if two, _ := d[0].Const(); two == 2 {
+				x.Both, d = true, d[1:]
+			}
+		}
+		if len(d) == 4 && c.SeqAxis == len(s.Inputs[i].Dims)-2 {
 			x.Heads, _ = d[1].Const()
 			x.Dim, _ = d[3].Const()
 			if symbols := d[0].Symbols(); len(symbols) == 1 {
@@ -82,9 +89,10 @@ func Describe(m *graph.Model) (*Interface, error) {
 // Heads says how many heads the caches hold, by layer: keys and values.
 func (f *Interface) Heads() (keys, values []int64) {
 	for _, c := range f.Caches {
-		if c.Value {
+		if c.Value || c.Both {
 			values = append(values, c.Heads)
-		} else {
+		}
+		if !c.Value || c.Both {
 			keys = append(keys, c.Heads)
 		}
 	}

@@ -76,7 +76,7 @@ func transformers4(f *Interface, _ []byte) string {
 	}
 	for _, c := range f.Caches {
 		switch {
-		case c.Heads == 0 || c.Dim == 0:
+		case c.Heads == 0 || c.Dim == 0 || c.Both:
 			return fmt.Sprintf("cache %q does not declare its heads and their size as numbers", c.Past)
 		case c.Batch != transformersBatch:
 			return fmt.Sprintf("the batch of cache %q is called %q, not %s", c.Past, c.Batch, transformersBatch)
@@ -126,6 +126,12 @@ func genai(f *Interface, config []byte) string {
 			template = n.def
 		}
 		for _, c := range f.Caches {
+			if c.Both {
+				if want := strings.Replace(d.Get("inputs.past_names").String(), "%d", fmt.Sprint(c.Layer), 1); c.Past != want {
+					return fmt.Sprintf("cache %q does not have the name that inputs.past_names gives: %q", c.Past, want)
+				}
+				continue
+			}
 			if c.Value == strings.Contains(n.key, "value") && c.Past != strings.Replace(template, "%d", fmt.Sprint(c.Layer), 1) {
 				return fmt.Sprintf("cache %q does not have the name that %s gives: %s", c.Past, n.key, template)
 			}

@@ -137,6 +137,8 @@ const genaiConfig = `{"model": {"type": "llama", "context_length": 64, "vocab_si
 func TestGenAI(t *testing.T) {
 	plain, fused := caches([2]int64{2, 2}, [2]int64{2, 2}), caches([2]int64{2, 2}, [2]int64{2, 2})
 	fused.Fused = true
+	both := &Interface{Caches: []Cache{{Past: "past_0", Present: "present_0", Both: true, Heads: 2, Dim: 16}, {Past: "past_1", Present: "present_1", Layer: 1, Both: true, Heads: 2, Dim: 16}}}
+	together := strings.Replace(genaiConfig, `"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"`, `"past_names": "past_%d"`, 1)
 	for _, c := range []struct {
 		name, config string
 		f            *Interface
@@ -147,6 +149,8 @@ func TestGenAI(t *testing.T) {
 		{"grouped", genaiConfig, plain, "false", "", ""},
 		{"fused", genaiConfig, fused, "true", "", ""},
 		{"fused, not said", strings.Replace(genaiConfig, `"past_present_share_buffer": true, `, "", 1), fused, "true", "", ""},
+		{"keys and values in one", together, both, "false", "num_key_value_heads is 2", ""},
+		{"keys and values in one of another name", strings.Replace(together, "past_%d", "p_%d", 1), both, "false", "num_key_value_heads is 2", `gives: "p_0"`},
 		{"by layer", genaiConfig, caches([2]int64{2, 2}, [2]int64{1, 1}), "false", "stays as it was", ""},
 		{"decoupled", genaiConfig, caches([2]int64{2, 1}), "false", "stays as it was", "keys and values alike"},
 		{"an unknown field", strings.Replace(genaiConfig, `"head_size"`, `"heads": 1, "head_size"`, 1), plain, "false", "model.decoder.heads is no field", ""},

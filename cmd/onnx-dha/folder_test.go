@@ -297,3 +297,16 @@ func storiesFolder(t *testing.T) string {
 	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true, "clean_up_tokenization_spaces": false})
 	return dir
 }
+
+// One of ONNX Runtime GenAI's own test models: its caches hold keys and values together.
+func TestRewriteFolderGenAIOwn(t *testing.T) {
+	dir := filepath.Dir(shared(t, "..", "corpus", "ort-genai", "tiny-random-gpt2-fp32", "genai_config.json"))
+	out := filepath.Join(t.TempDir(), "small")
+	text := must(t, "rewrite", dir, "-c", uniform(t, filepath.Join(dir, "past.onnx"), "2", "2"), "-o", out)
+	if !strings.Contains(text, "num_key_value_heads is 2 (it was 4)") || !strings.Contains(text, "onnxruntime-genai  can run it") {
+		t.Errorf("the runtime is not said to take it:\n%s", text)
+	}
+	if heads := at(t, readJSON(t, filepath.Join(out, "genai_config.json")), "model", "decoder", "num_key_value_heads"); heads != 2.0 {
+		t.Errorf("num_key_value_heads is %v", heads)
+	}
+}
