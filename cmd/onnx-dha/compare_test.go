@@ -132,7 +132,7 @@ func number[T any](x T) *T { return &x }
 
 // TestCompareRefusals: a strategy that cannot do a model has its row, its reason and no line.
 func TestCompareRefusals(t *testing.T) {
-	c := &comparison{Model: "m.onnx", Data: "d", Samples: 2, HeldOut: 1, Positions: 9, Unsupported: 1}
+	c := &comparison{Model: "m.onnx", Data: "d", Samples: 2, HeldOut: 1, Positions: 9, Unsupported: 1, Staying: []string{"b.1 stays as it is: its keys are shared"}}
 	row := func(strategy string, share, kl float64) compared {
 		return compared{
 			Strategy: strategy, KV: share, Share: &share, KeyHeads: []int{2, 4}, ValueHeads: []int{1, 1}, Loss: number(1 + kl),
@@ -146,7 +146,7 @@ func TestCompareRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"\nsvd        50.0 %  refused\n", "\nsvd at 50 %: refused: keys are <turned>\n", "\noptimal: norms of heads stay\n", "2 4", "1 block cannot be rewritten",
+		"\nsvd        50.0 %  refused\n", "\nsvd at 50 %: refused: keys are <turned>\n", "\noptimal: norms of heads stay\n", "2 4", "b.1 stays as it is: its keys are shared",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, text.String())
@@ -186,7 +186,7 @@ func TestCompareUsage(t *testing.T) {
 		line + "--kv 150%":                      "--kv 150%; want a share",
 		line + "--kv 50% --strategies gqa,best": `--strategies: strategy "best"; want one of gqa, `,
 		line + "--kv 50% --held-out 0":          "--held-out 0; want more than 0",
-		line + "--kv 50% --trials -1":           "--trials and --held-out-samples are 0 or more",
+		line + "--kv 50% --trials -1":           "--trials -1; want 0 or more",
 		line + "--kv 50% --layout wide":         `--layout "wide"`,
 		line + "--kv 50% --json --csv":          "--json, --csv and --markdown are forms of one report",
 		line + "--kv 50% --metric loss":         `--metric "loss"; want one of kl, perplexity`,
