@@ -9,8 +9,10 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/graph/quant"
+	"onnx-dha/graph/unfuse"
 	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
 )
@@ -32,6 +34,16 @@ func quantisedModel(t *testing.T, f testmodels.Family, s testmodels.Scheme, o te
 	path := filepath.Join(t.TempDir(), "model.onnx")
 	if err := m.Save(path, graph.SaveOptions{}); err != nil {
 		t.Fatal(err)
+	}
+	if _, _, err := unfuse.Expand(m, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := attention.Find(m)
+	for _, u := range r.Unsupported {
+		t.Errorf("%v: at %v: %s", u.Node, u.At, u.Why)
+	}
+	if len(r.Blocks) == 0 {
+		t.Fatal("no block was found")
 	}
 	return path
 }
