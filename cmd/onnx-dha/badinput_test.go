@@ -127,7 +127,7 @@ func TestBadInput(t *testing.T) {
 	write(t, dir, "wrong.yaml", "version: 1\nlayers:\n  - {block: nowhere, key: 1}\n")
 	write(t, dir, "three.yaml", "version: 1\nlayers:\n  - {block: "+firstBlock(t, good)+", key: 3}\n")
 	write(t, dir, "none.yaml", "version: 1\n")
-	write(t, dir, "gqa.yaml", "version: 1\nlowering: gqa\n")
+
 	write(t, dir, "vocab.json", "{}")
 	if err := os.Symlink("good.onnx", in("alias.onnx")); err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestBadInput(t *testing.T) {
 		{"truncated", []string{"inspect", in("truncated.onnx")}, exitModel, []string{"truncated.onnx"}},
 		{"random bytes", []string{"inspect", in("noise.onnx")}, exitModel, []string{"noise.onnx"}},
 		{"empty", []string{"inspect", in("empty.onnx")}, exitModel, []string{"empty.onnx"}},
-		{"folder", []string{"inspect", in("folder")}, exitModel, []string{"folder is a folder, want an ONNX file"}},
+		{"folder", []string{"inspect", in("folder")}, exitUsage, []string{"folder " + in("folder") + " holds no .onnx file"}},
 		{"text", []string{"inspect", in("text.onnx")}, exitModel, []string{"text.onnx is not an ONNX model: it is text"}},
 		{"web page", []string{"inspect", in("page.onnx")}, exitModel, []string{"page.onnx is not an ONNX model"}},
 		{"no such file", []string{"inspect", in("gone.onnx")}, exitUsage, []string{"gone.onnx: no such file or directory"}},
@@ -181,9 +181,8 @@ func TestBadInput(t *testing.T) {
 		{"rewrite: unknown key", []string{"rewrite", good, "--config", in("bad.yaml")}, exitUsage, []string{`bad.yaml:4:5: unknown key "keys" in entry of layers; did you mean "key"`, "    4 |     keys: 4\n      |     ^"}},
 		{"rewrite: unknown block", []string{"rewrite", good, "--config", in("wrong.yaml")}, exitUsage, []string{`wrong.yaml:3:5: no attention block "nowhere"`, "The model has "}},
 		{"rewrite: indivisible", []string{"rewrite", good, "--config", in("three.yaml")}, exitUsage, []string{"three.yaml:3:", "3 groups of equal size cannot be made of the 4 key heads"}},
-		{"rewrite: no block", []string{"rewrite", good, "--config", in("none.yaml")}, exitUsage, []string{"none.yaml names no block; there is nothing to rewrite"}},
-		{"rewrite: lowering of the future", []string{"rewrite", good, "--config", in("gqa.yaml")}, exitUsage, []string{`gqa.yaml:2:11: lowering "gqa" is not available in this version; use grouped or expand`}},
-		{"rewrite: wrong lowering", rewriteTo("good.onnx", "--lowering", "groupd"), exitUsage, []string{`--lowering "groupd"; did you mean "grouped"? want one of auto, grouped, expand`}},
+		{"rewrite: no block", []string{"rewrite", good, "--config", in("none.yaml")}, exitUsage, []string{"the configuration names no block; there is nothing to rewrite"}},
+		{"rewrite: wrong lowering", rewriteTo("good.onnx", "--lowering", "groupd"), exitUsage, []string{`--lowering "groupd"; did you mean "grouped"? want one of auto, grouped, static-cache, gqa, attention, expand`}},
 		{"rewrite: wrong weights", rewriteTo("good.onnx", "--weights", "outline"), exitUsage, []string{`--weights "outline"`, "want one of keep, inline, file, share"}},
 		{"rewrite: another model", rewriteTo("other.onnx"), exitUsage, []string{"dha.yaml:", "made for another model: it says sha256:", "--force uses it all the same"}},
 		{"rewrite: another model by force", rewriteTo("bert.onnx", "--force"), exitUsage, []string{"no attention block"}},
