@@ -18,6 +18,8 @@ import (
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgsvg"
+
+	"onnx-dha/internal/chart"
 )
 
 // What can be drawn over the size of the cache.
@@ -43,9 +45,6 @@ var palette = []color.RGBA{
 	{0x44, 0x44, 0x44, 0xff}, {0x56, 0xb4, 0xe9, 0xff}, {0x00, 0x9e, 0x73, 0xff}, {0xb8, 0x9b, 0x00, 0xff},
 	{0x00, 0x72, 0xb2, 0xff}, {0xe6, 0x9f, 0x00, 0xff}, {0xcc, 0x79, 0xa7, 0xff}, {0xd5, 0x5e, 0x00, 0xff},
 }
-
-// glyphs tell apart what two colours next to each other may not; all are filled, so that thin strokes do not get lost.
-var glyphs = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}}
 
 // leastDrawn is where smaller values are drawn: a logarithmic axis has no zero.
 const leastDrawn = 1e-6
@@ -110,7 +109,7 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 		}
 		i := slices.Index(strategyNames(), curve.strategy)
 		line.Color, line.Width = palette[i%len(palette)], vg.Points(1.5)
-		points.Color, points.Shape, points.Radius = line.Color, glyphs[i%len(glyphs)], vg.Points(3.5)
+		points.Color, points.Shape, points.Radius = line.Color, chart.Glyph(i), vg.Points(3.5)
 		p.Add(line, points)
 		legend.Add(curve.strategy, line, points)
 		for _, q := range curve.points {
@@ -130,7 +129,7 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 		widest = max(widest, curve.points[len(curve.points)-1].X)
 	}
 	p.X.Min, p.X.Max = 0, min(100, 1.2*widest)
-	p.X.Tick.Marker, p.Y.Tick.Marker = percents(c.Rows[1:]), decades{}
+	p.X.Tick.Marker, p.Y.Tick.Marker = percents(c.Rows[1:]), chart.Decades{}
 	room := 0.06 * max(high-low, 0.3)
 	p.Y.Min, p.Y.Max = low-room, high+room
 
@@ -153,33 +152,6 @@ func (c *comparison) svg(metric string) ([]byte, error) {
 	}
 	// Where the font is missing, one of the same widths takes its place.
 	return bytes.ReplaceAll(b.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,Helvetica,sans-serif")), nil
-}
-
-// decades marks an axis of common logarithms: 1, 2 and 5 of each power of ten, powers alone where there are many of them,
-// more where there is not even one. (The logarithmic scale of the library leaves room for the axis's name where it would be
-// on a linear one.)
-type decades struct{}
-
-func (decades) Ticks(low, high float64) (out []plot.Tick) {
-	labels := []float64{1, 2, 5}
-	switch {
-	case high-low > 3.5:
-		labels = labels[:1]
-	case high-low < 0.8:
-		labels = []float64{1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9}
-	}
-	for e := math.Floor(low); e <= high; e++ {
-		for _, m := range []float64{1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9} {
-			t := plot.Tick{Value: e + math.Log10(m)}
-			if slices.Contains(labels, m) {
-				t.Label = strconv.FormatFloat(m*math.Pow(10, e), 'g', 3, 64)
-			}
-			if t.Value >= low && t.Value <= high && (t.Label != "" || m == math.Trunc(m) && high-low <= 3.5) {
-				out = append(out, t)
-			}
-		}
-	}
-	return out
 }
 
 // percents marks the shares asked for on the axis of the cache's size, with 0 and 100.

@@ -28,6 +28,9 @@ var Palette = []color.RGBA{
 // glyphs tell apart what two colours next to each other may not; all are filled, so that thin strokes do not get lost.
 var glyphs = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}}
 
+// Glyph is the mark of the i-th line.
+func Glyph(i int) draw.GlyphDrawer { return glyphs[i%len(glyphs)] }
+
 var (
 	ink  = color.RGBA{0, 0, 0, 0xff}
 	rule = color.RGBA{0xdc, 0xdc, 0xdc, 0xff}
@@ -83,7 +86,7 @@ func (c Chart) SVG() (string, error) {
 				return "", fmt.Errorf("chart of %s: %w", s.Name, err)
 			}
 			line.Color, line.Width = Palette[i%len(Palette)], vg.Points(1.5)
-			points.Color, points.Shape, points.Radius = line.Color, glyphs[i%len(glyphs)], vg.Points(2.5)
+			points.Color, points.Shape, points.Radius = line.Color, Glyph(i), vg.Points(2.5)
 			if s.Steps {
 				line.StepStyle = plotter.PostStep
 				p.Add(line)
