@@ -65,7 +65,8 @@ func runRewrite(c *cli.Context) error {
 	if err != nil {
 		return coded(exitUsage, fmt.Errorf("configuration: %w", err))
 	}
-	// The lowering of the command line is not part of what the model records: it changes the form, not the result.
+	// The lowering of the command line is not part of the configuration that the model records: it changes the form, not the
+	// result.
 	asked := *cfg
 	if c.IsSet("lowering") {
 		lowering, err := oneOf(c, "lowering")

@@ -53,7 +53,7 @@ func (j *rewriteJob) file(ctx context.Context, input, output string) (*rewriting
 		return nil, coded(exitModel, fmt.Errorf("%s: %w", input, err))
 	}
 	res.NodesBefore, res.ParamsBefore = src.nodes, src.parameters
-	if err := rewrite.Record(m, toolVersion(), j.cfg); err != nil {
+	if err := rewrite.Record(m, toolVersion(), j.cfg, plan); err != nil {
 		return nil, err
 	}
 	if j.adapt != nil {

@@ -22,6 +22,7 @@ type modelPair struct {
 	original, rewritten string
 	beside              []string       // the models that the original passes caches to, or takes them from
 	config              *fusion.Config // nil when none is known; then only drift is measured
+	form                rewrite.Form   // that the rewritten model was lowered to
 	tied                *verify.Copy   // the tied reference; nil without one
 	caches              []rewrite.CacheChange
 	blocks              []verify.BlockSummary
@@ -39,6 +40,7 @@ func openPair(c *cli.Context, original, rewritten string) (*modelPair, error) {
 		return nil, err
 	}
 	defer small.Close()
+	p.form = rewrite.RecordedForm(small)
 	recorded, _ := small.Metadata(rewrite.MetadataConfig)
 	hash, _ := small.Metadata(rewrite.MetadataHash)
 	switch {
@@ -177,7 +179,7 @@ func (p *modelPair) tie() error {
 	})
 }
 
-// planned opens the original with the plan of a configuration for it.
+// planned opens the original with the plan of a configuration for it, in the form of the rewritten model.
 func (p *modelPair) planned(config *fusion.Config, f func(*source, *fusion.Plan) error) error {
 	src, err := openBeside(p.original, p.beside)
 	if err != nil {
@@ -188,6 +190,7 @@ func (p *modelPair) planned(config *fusion.Config, f func(*source, *fusion.Plan)
 	if src, plan, err = src.planned(config); err != nil {
 		return err
 	}
+	p.form.Of(plan)
 	return f(src, plan)
 }
 
