@@ -151,7 +151,7 @@ func TestBadInput(t *testing.T) {
 		{"no such file", []string{"inspect", in("gone.onnx")}, exitUsage, []string{"gone.onnx: no such file or directory"}},
 		{"no attention", []string{"inspect", in("plain.onnx")}, exitModel, []string{"plain.onnx has no attention block: no softmax between two products"}},
 		{"init: rewritten already", []string{"init", small, "--key", "1", "-o", in("new.yaml")}, exitModel, []string{"small.onnx has no attention block that can be rewritten", "rewritten by onnx-dha", "start from the original"}},
-		{"fused operator", []string{"inspect", in("fused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, `comes from the graph input "x"`}},
+		{"nothing to fuse", []string{"init", in("fused.onnx"), "--key", "1", "-o", in("new.yaml")}, exitModel, []string{"no attention block that can be rewritten", `block "mha"`, `come from the caller, as "x"`}},
 		{"refused operator", []string{"inspect", in("refused.onnx")}, exitModel, []string{"no attention block that can be rewritten", `MultiHeadAttention "mha"`, "attribute colour of com.microsoft.MultiHeadAttention is not one that is expanded"}},
 		{"missing data", []string{"inspect", in("missing.onnx")}, exitModel, []string{"nowhere.data, which does not exist"}},
 		{"data above the folder", []string{"inspect", in("escape.onnx")}, exitModel, []string{"../outside.data"}},

@@ -58,8 +58,8 @@ type Chart struct {
 
 // Size of a chart in points, and of the legend beside it.
 const (
-	width, height = 560, 240
-	beside        = 150
+	width, height = 590, 240
+	beside        = 178
 	letters       = 12
 )
 
