@@ -43,6 +43,9 @@ type arch struct {
 	hidden     bool    // the output is last_hidden_state
 	patch      int     // side of an image patch; 0 for text
 	side       int     // of the image, in patches
+	class      bool    // a learned token before those of the patches, whose state is classified
+	pooled     bool    // the mean of the states is classified
+	windows    int     // attention stays in windows of so many patches a side, moved by half of it in every second layer
 }
 
 // position says how a model knows where a token is.
@@ -55,6 +58,7 @@ const (
 	rotary     position = "rotary"
 	alibi      position = "alibi"
 	relative   position = "relative" // T5 buckets
+	windowed   position = "windowed" // Swin: a bias per head and offset in a window
 )
 
 type activation string
@@ -95,6 +99,15 @@ func (a *arch) check(o Options) error {
 		return fmt.Errorf("static shape: Seq %d + Past %d exceed MaxSeq %d", o.Seq, o.Past, a.maxSeq)
 	}
 	return nil
+}
+
+// tokens is the number of states of an image.
+func (a *arch) tokens() int {
+	n := a.side * a.side
+	if a.class {
+		n++
+	}
+	return n
 }
 
 // attnDim is the width of all query heads together, kvDim that of the key or value heads.

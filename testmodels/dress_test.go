@@ -44,9 +44,9 @@ func TestDressedAgreeWithReference(t *testing.T) {
 	}
 }
 
-// A window and a cap change what the architecture computes, so a dress that forgets one would not agree.
+// Windows and a cap change what the architecture computes, so a dress that forgets one would not agree.
 func TestVariantsMatter(t *testing.T) {
-	for _, name := range []string{"mistral/simplified", "gemma/simplified"} {
+	for _, name := range []string{"mistral/simplified", "gemma/simplified", "swin"} {
 		f, err := Get(name)
 		if err != nil {
 			t.Fatal(err)
@@ -63,7 +63,7 @@ func TestVariantsMatter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.a.window, r.a.softcap = 0, 0
+		r.a.window, r.a.softcap, r.a.windows = 0, 0, 0
 		without, err := r.Run(in)
 		if err != nil {
 			t.Fatal(err)

@@ -229,8 +229,9 @@ var standard = dress{opset: 23, attention: func(e *emitter, s site) wire {
 	return e.linear("o_proj", layer(s.i, s.prefix+"o"), y, a.model, a.attnDim())
 }}
 
-// Dressed lists architectures in dresses that Families does not have: what an architecture adds (windows, caps, partial
-// rotation), in what exporters add (fused operators, Einsum, folded shapes).
+// Dressed lists what Families does not have: architectures in dresses, that is what an architecture adds (windows, caps, partial
+// rotation) in what exporters add (fused operators, Einsum, folded shapes), and architectures whose attention is no one
+// else's.
 func Dressed() []Family { return slices.Clone(dressedFamilies) }
 
 var dressedFamilies = func() []Family {
@@ -314,7 +315,7 @@ var dressedFamilies = func() []Family {
 			})
 		}
 	}
-	return out
+	return append(out, ofTheirOwn...)
 }()
 
 // turned is the number of channels that a rotary embedding turns, all of them without one.

@@ -176,7 +176,9 @@ func (r *Reference) embed(s *sequence) {
 	a := r.a
 	row := func(name string, i int) vec { return r.w[name][i*a.model : (i+1)*a.model] }
 	if a.patch > 0 {
-		s.x = append(s.x, add(r.w["class"], row("positions.weight", 0)))
+		if a.class {
+			s.x = append(s.x, r.w["class"])
+		}
 		side := a.side * a.patch
 		for p := range a.side * a.side {
 			var flat vec
@@ -186,7 +188,15 @@ func (r *Reference) embed(s *sequence) {
 					flat = append(flat, s.pixels[at:at+a.patch]...)
 				}
 			}
-			s.x = append(s.x, add(r.linear("patch", flat), row("positions.weight", p+1)))
+			s.x = append(s.x, r.linear("patch", flat))
+		}
+		for t := range s.x {
+			if a.position == learned {
+				s.x[t] = add(s.x[t], row("positions.weight", t))
+			}
+			if a.embedNorm {
+				s.x[t] = r.norm("embed_norm", s.x[t])
+			}
 		}
 		s.visible = make([]bool, len(s.x))
 		for i := range s.visible {
@@ -280,6 +290,9 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 	slopes := a.slopes()
 	bias := func(h, query, key int) float64 {
 		switch a.position {
+		case windowed:
+			at, _ := a.offset(i, query, key)
+			return r.w[layer(i, "relative.weight")][at*a.heads+h]
 		case alibi:
 			return slopes[h] * float64(key-query)
 		case relative:
@@ -293,6 +306,9 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 		for t, q := range queries[h] {
 			at := s.past + t
 			heads[h] = append(heads[h], a.attend(q, s.keys[i][kv], s.values[i][kv], func(key int) (float64, bool) {
+				if _, together := a.offset(i, at, key); !together {
+					return 0, false
+				}
 				return bias(h, at, key), s.visible[key] && (!a.causal || key <= at) && (a.window == 0 || at-key < a.window)
 			}))
 		}
@@ -467,10 +483,14 @@ func (r *Reference) output(s *sequence, out map[string]Array, batch, b int) {
 		copy(v.F[b*len(data):], data)
 	}
 	var flat []float64
-	for _, x := range s.x {
-		if !a.noFinal {
-			x = r.norm("norm", x)
-		}
+	states := s.x
+	if !a.noFinal {
+		states = each(states, func(x vec) vec { return r.norm("norm", x) })
+	}
+	if a.pooled {
+		states = []vec{mean(states)}
+	}
+	for _, x := range states {
 		if !a.hidden {
 			x = r.classify(x)
 		}
@@ -480,7 +500,7 @@ func (r *Reference) output(s *sequence, out map[string]Array, batch, b int) {
 	case a.hidden:
 		put("last_hidden_state", flat, len(s.x), a.model)
 	case a.patch > 0:
-		put("logits", flat[:a.vocab], a.vocab)
+		put("logits", flat[:a.vocab], a.vocab) // a class token is the first
 	default:
 		put("logits", flat, len(s.x), a.vocab)
 	}
@@ -526,6 +546,14 @@ func add(a, b vec) vec {
 		out[i] = a[i] + b[i]
 	}
 	return out
+}
+
+func mean(xs []vec) vec {
+	out := make(vec, len(xs[0]))
+	for _, x := range xs {
+		out = add(out, x)
+	}
+	return each(out, func(v float64) float64 { return v / float64(len(xs)) })
 }
 
 func each[T, U any](xs []T, f func(T) U) []U {

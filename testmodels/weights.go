@@ -71,8 +71,12 @@ func (a *arch) schema() []tensorSpec {
 
 	if a.patch > 0 {
 		linear("patch", 1, a.model, 3*a.patch*a.patch, true, 0.2)
-		add("class", 0, 1, a.model)
-		add("positions.weight", 0, 0.5, a.side*a.side+1, a.model)
+		if a.class {
+			add("class", 0, 1, a.model)
+		}
+		if a.position == learned {
+			add("positions.weight", 0, 0.5, a.tokens(), a.model)
+		}
 	} else {
 		add("embed.weight", 0, 0.5, a.vocab, a.model)
 		switch a.position {
@@ -93,6 +97,9 @@ func (a *arch) schema() []tensorSpec {
 	for i := range a.layers {
 		norm(layer(i, "attn_norm"), 1, a.model)
 		attention(i, "")
+		if a.windows > 0 {
+			add(layer(i, "relative.weight"), 0, 1, a.offsets()*a.offsets(), a.heads)
+		}
 		if a.qkNorm {
 			norm(layer(i, "q_norm"), 1.5, a.headDim)
 			norm(layer(i, "k_norm"), 1.5, a.headDim)

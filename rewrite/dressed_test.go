@@ -1,0 +1,32 @@
+package rewrite_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/testmodels"
+)
+
+// Architectures in other dresses, and those whose attention no dress writes, with groups of unequal size.
+func TestExactDressed(t *testing.T) {
+	runtime(t)
+	for _, f := range testmodels.Dressed() {
+		m, err := f.Build(testmodels.Options{Cache: f.Decoder, Seed: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "model.onnx")
+		if err := m.Save(path, graph.SaveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range groupings {
+			if g.name != "decoupled-unequal" && (g.name != "crossed" || testing.Short()) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%s", f.Name, g.name), func(t *testing.T) { exact(t, path, fusion.Grouped, g.key, g.val, 3) })
+		}
+	}
+}
