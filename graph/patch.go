@@ -79,10 +79,17 @@ func fresh(taken map[string]bool, base string) string {
 func (p *Patch) Init(t *Tensor) *Value {
 	name := fresh(p.values, t.Name())
 	t.Proto.Name = &name
-	v := &Value{Name: name, Init: t, Graph: p.scope}
+	g := p.scope
+	for g.Outer != nil && p.weightsAreInputs() { // bodies have no inputs that nobody gives
+		g = g.Outer
+	}
+	v := &Value{Name: name, Init: t, Graph: g}
 	p.inits = append(p.inits, v)
 	return v
 }
+
+// weightsAreInputs says that the model has an IR version before 4, in which every initializer is listed as an input too.
+func (p *Patch) weightsAreInputs() bool { return p.g.Model.Proto.GetIrVersion() < 4 }
 
 // Input prepares an input of the graph behind those that it has; the name is changed when it is taken.
 func (p *Patch) Input(name string, typ *onnxpb.TypeProto) *Value {
@@ -235,7 +242,7 @@ func (p *Patch) apply() (*Facts, error) {
 		v.Init.model = g.Model
 		g.Model.lazy[v.Init.Proto] = v.Init
 		g.Inits = append(g.Inits, v)
-		if g.Model.Proto.GetIrVersion() < 4 && g.Outer == nil { // weights are inputs too in these versions
+		if p.weightsAreInputs() {
 			v.IsInput = true
 			v.Info = declaredLike(v, v.Init)
 			g.Inputs = append(g.Inputs, v)

@@ -1,6 +1,8 @@
 package rewrite
 
 import (
+	"cmp"
+
 	"onnx-dha/graph"
 )
 
@@ -16,6 +18,7 @@ type axisView struct {
 	merged bool
 	pair   int // size of the second axis of a pair, 0 without one
 	single bool
+	rank   int // axes of v; 0 stands for axis+3, rows and columns behind merged heads
 }
 
 func (w axisView) headAxis() int {
@@ -25,10 +28,10 @@ func (w axisView) headAxis() int {
 	return w.axis
 }
 
-// reshape makes axis and axis+1 the given sizes. The two axes behind are copied by position (0), which is why there must
-// be two before as well: split and merge insert or drop one of size 1 for it.
+// reshape makes axis and axis+1 the given sizes. The axes behind are copied by position (0), which is why there must be as
+// many before: split and merge insert or drop one of size 1 for it.
 func (w axisView) reshape(x *graph.Value, name string, first, second int) *graph.Value {
-	target := make([]int64, w.axis+4)
+	target := make([]int64, cmp.Or(w.rank, w.axis+3)+1)
 	target[w.axis], target[w.axis+1] = int64(first), int64(second)
 	return w.e.p.Op("Reshape", name, []*graph.Value{x, w.e.p.Ints(name+"_shape", target...)})
 }

@@ -142,11 +142,11 @@ func (b *branches) out(f *survey, w *graph.Value, n *graph.Node, is func(*graph.
 }
 
 // follow adds what n makes of wire w, its input of that index, to the path's tails. It reports false, and adds nothing,
-// when the heads do not come out of n where a cache could hold them, or nothing but other nodes read them.
+// when the heads do not come out of n where a cache could hold them, or other nodes read more of them than their number.
 func (b *branches) follow(n *graph.Node, index int, w *graph.Value) bool {
 	l := b.p.Wires[w]
 	row, ok := movers[n.OpType]
-	if !ok || !isDefaultDomain(n) || row.data != nil && !row.data(index) || len(n.Out) == 0 || b.t.at(n.Out[0]) == nil || !leadsOut(n, map[*graph.Node]bool{}) {
+	if !ok || !isDefaultDomain(n) || row.data != nil && !row.data(index) || len(n.Out) == 0 || b.t.at(n.Out[0]) == nil || !leadsOut(n, map[*graph.Node]bool{}) && !measured(n) {
 		return false
 	}
 	layouts := map[*graph.Value]Layout{}
@@ -183,6 +183,24 @@ func (b *branches) follow(n *graph.Node, index int, w *graph.Value) bool {
 		}
 	}
 	return true
+}
+
+// measured reports whether nothing is asked of what n gives but how large it is (the length of keys, in exports of
+// nn.MultiheadAttention).
+func measured(n *graph.Node) bool {
+	users := 0
+	for _, o := range n.Out {
+		if o == nil {
+			continue
+		}
+		for _, u := range o.Users() {
+			if !u.Node.Is("Shape") && !u.Node.Is("Size") {
+				return false
+			}
+			users++
+		}
+	}
+	return users > 0
 }
 
 // leadsOut reports whether something that n gives becomes a graph output by operators that heads are followed through.
