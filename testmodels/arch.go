@@ -24,6 +24,7 @@ type arch struct {
 	theta       float64
 
 	qkvBias, outBias, mlpBias, headBias bool
+	freeKeys                            bool // keys have no bias where queries and values do
 	qkNorm                              bool
 
 	act   activation
@@ -31,6 +32,7 @@ type arch struct {
 
 	causal  bool
 	cross   bool // a second attention per layer, to encoder_hidden_states
+	open    bool // all of them, so that there is no encoder_attention_mask
 	scale   float64
 	window  int     // a query sees so many positions, its own the last; 0: all
 	softcap float64 // scores s become c·tanh(s/c); 0: they stay
@@ -42,7 +44,8 @@ type arch struct {
 	square     bool    // H·d has to be the model's width
 	hidden     bool    // the output is last_hidden_state
 	patch      int     // side of an image patch; 0 for text
-	side       int     // of the image, in patches
+	side       int     // of the image, in patches; the length of a recording, in states
+	mels       int     // channels of a frame of sound, two frames to a state; 0 for text and images
 	class      bool    // a learned token before those of the patches, whose state is classified
 	pooled     bool    // the mean of the states is classified
 	windows    int     // attention stays in windows of so many patches a side, moved by half of it in every second layer
@@ -101,13 +104,26 @@ func (a *arch) check(o Options) error {
 	return nil
 }
 
-// tokens is the number of states of an image.
-func (a *arch) tokens() int {
-	n := a.side * a.side
-	if a.class {
-		n++
+// input names what the model reads.
+func (a *arch) input() string {
+	switch {
+	case a.patch > 0:
+		return "pixel_values"
+	case a.mels > 0:
+		return "input_features"
 	}
-	return n
+	return "input_ids"
+}
+
+// tokens is the number of states of an image or a recording; 0 for text, which has as many as it is long.
+func (a *arch) tokens() int {
+	switch {
+	case a.patch == 0:
+		return a.side
+	case a.class:
+		return a.side*a.side + 1
+	}
+	return a.side * a.side
 }
 
 // attnDim is the width of all query heads together, kvDim that of the key or value heads.

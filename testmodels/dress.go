@@ -29,12 +29,20 @@ func dressed(d dress) func(*emitter) {
 	return func(e *emitter) {
 		a := e.a
 		e.habits = &initializers{torchscript{used: map[string]int{}, serial: 40}}
-		ids := e.tokens("input_ids")
-		var types, positions, mask, states, stateMask wire
-		if a.cross {
-			states = e.float("encoder_hidden_states", e.batchDim(), e.either(e.encoderSeq(), "encoder_sequence_length"), a.model)
-			stateMask = e.g.AddInput("encoder_attention_mask", intType(e.batchDim(), e.either(e.encoderSeq(), "encoder_sequence_length")))
-		} else {
+		var ids, types, positions, mask, states, stateMask wire
+		if a.mels == 0 {
+			ids = e.tokens("input_ids")
+		}
+		switch {
+		case a.mels > 0:
+		case a.cross:
+			if e.o.Stage != Next {
+				states = e.float("encoder_hidden_states", e.batchDim(), e.encoderDim(), a.model)
+			}
+			if !a.open {
+				stateMask = e.g.AddInput("encoder_attention_mask", intType(e.batchDim(), e.encoderDim()))
+			}
+		default:
 			mask = e.attentionMask()
 		}
 		if a.types {
@@ -44,11 +52,16 @@ func dressed(d dress) func(*emitter) {
 			positions = e.tokens("position_ids")
 		}
 		pasts := e.pasts()
-		x := e.dressedEmbedding(ids, types, positions, pasts)
 		self := site{positions: positions, attentionBy: mask, pasts: pasts}
-		e.masked(&self, ids)
+		var x wire
+		if a.mels > 0 {
+			x = e.heard()
+		} else {
+			x = e.dressedEmbedding(ids, types, positions, pasts)
+			e.masked(&self, ids)
+		}
 		cross := site{prefix: "cross_", source: states}
-		if a.cross {
+		if stateMask != nil {
 			cross.mask = e.inverted(stateMask)
 			cross.visible = e.castBool(e.mask4(stateMask))
 		}
@@ -136,7 +149,7 @@ func (e *emitter) dressedLayer(d dress, i int, x wire, self, cross site) wire {
 	a := e.a
 	attend := func(s site, module string, x wire) wire {
 		s.i, s.x = i, x
-		if s.source == nil {
+		if s.prefix == "" {
 			s.source = x
 		}
 		return e.module(module, func() wire { return d.attention(e, s) })
@@ -154,6 +167,9 @@ func (e *emitter) dressedLayer(d dress, i int, x wire, self, cross site) wire {
 	}
 	if a.post {
 		x = e.norm("attn_norm", layer(i, "attn_norm"), e.op("Add", x, attend(self, "attn", x)), a.model)
+		if a.cross {
+			x = e.norm("cross_norm", layer(i, "cross_norm"), e.op("Add", x, attend(cross, "cross_attn", x)), a.model)
+		}
 		y := e.op("Add", x, mlp(x))
 		if a.hidden && i == a.layers-1 {
 			e.to("last_hidden_state")
@@ -224,12 +240,33 @@ func (e *emitter) scored(s site, q, kt wire) wire {
 	return x
 }
 
-// grown joins the cache of self attention.
-func (e *emitter) grown(s site, k, v wire) (wire, wire) {
-	if s.prefix != "" {
-		return k, v
+// grown joins the cache of self attention, and gives or takes that of cross attention. k and v project.
+func (e *emitter) grown(s site, k, v func() wire) (wire, wire) {
+	switch {
+	case s.prefix == "":
+		return e.append(s.pasts, s.i, 2, k(), v())
+	case e.o.Stage == Next:
+		return e.crossPasts(s.i)
 	}
-	return e.append(s.pasts, s.i, 2, k, v)
+	return e.crossed(s.i, k(), v())
+}
+
+// heard makes sound [B, mels, 2·side] states [B, side, model], as Whisper's encoder does (Radford et al., arXiv
+// 2212.04356, section 2.2): two convolutions over time, the second halving it, and positions.
+func (e *emitter) heard() wire {
+	a := e.a
+	x := e.float(a.input(), e.batchDim(), a.mels, 2*a.side)
+	for stride, name := range []string{"conv1", "conv2"} {
+		channels := a.model
+		if stride == 0 {
+			channels = a.mels
+		}
+		x = e.module(name, func() wire {
+			w, b := e.weights(e.param("weight"), name+".weight", a.model, channels, 3), e.weights(e.param("bias"), name+".bias", a.model)
+			return e.activation(e.node("Conv", []wire{x, w, b}, graph.IntsAttr("kernel_shape", 3), graph.IntsAttr("pads", 1, 1), graph.IntsAttr("strides", int64(stride+1))))
+		})
+	}
+	return e.op("Add", e.transpose(x, 0, 2, 1), e.weights("embed_positions.weight", "positions.weight", a.side, a.model))
 }
 
 // repeated gives every query head its own key or value head by constant shapes: [B, G, T, d] → [B, H, T, d].

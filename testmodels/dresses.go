@@ -20,9 +20,11 @@ var simplified = dress{opset: 17, attention: func(e *emitter, s site) wire {
 		return e.reshape(y, e.is(0, 0, n, a.headDim))
 	}
 	q := e.placed(s, e.transpose(heads("q_proj", "q", s.x, a.heads), 0, 2, 1, 3), "q_norm")
-	k := e.placed(s, e.transpose(heads("k_proj", "k", s.source, a.kvHeads), 0, 2, 1, 3), "k_norm")
-	v := e.transpose(heads("v_proj", "v", s.source, a.kvHeads), 0, 2, 1, 3)
-	k, v = e.grown(s, k, v)
+	k, v := e.grown(s,
+		func() wire {
+			return e.placed(s, e.transpose(heads("k_proj", "k", s.source, a.kvHeads), 0, 2, 1, 3), "k_norm")
+		},
+		func() wire { return e.transpose(heads("v_proj", "v", s.source, a.kvHeads), 0, 2, 1, 3) })
 	scores := e.scored(s, q, e.transpose(e.repeated(k), 0, 1, 3, 2))
 	y := e.op("MatMul", e.softmax(scores, -1), e.repeated(v))
 	y = e.reshape(e.transpose(y, 0, 2, 1, 3), e.is(0, 0, a.attnDim()))
@@ -44,9 +46,11 @@ var packedReshape = dress{opset: 13, attention: func(e *emitter, s site) wire {
 	weight, bias := e.packed(s.i)
 	qkv := e.linearData("qkv", s.x, weight, bias, 3*a.attnDim(), a.model)
 	qkv = e.transpose(e.reshape(qkv, e.is(0, 0, 3, a.heads, a.headDim)), 2, 0, 3, 1, 4)
-	part := func(n int) wire { return e.squeeze(e.slice(qkv, 0, num(n), num(n+1)), 0) }
+	part := func(n int) func() wire {
+		return func() wire { return e.squeeze(e.slice(qkv, 0, num(n), num(n+1)), 0) }
+	}
 	k, v := e.grown(s, part(1), part(2))
-	scores := e.op("MatMul", e.op("Mul", part(0), e.f(a.scale)), e.transpose(k, 0, 1, 3, 2))
+	scores := e.op("MatMul", e.op("Mul", part(0)(), e.f(a.scale)), e.transpose(k, 0, 1, 3, 2))
 	if s.mask != nil {
 		scores = e.op("Add", scores, s.mask)
 	}
@@ -89,8 +93,9 @@ var flat = dress{opset: 13, attention: func(e *emitter, s site) wire {
 		static = e.encoderSeq()
 	}
 	q := e.placed(s, heads("query", "q", s.x, a.heads, e.o.Seq), "q_norm")
-	k := e.placed(s, heads("key", "k", s.source, a.kvHeads, static), "k_norm")
-	k, v := e.grown(s, k, heads("value", "v", s.source, a.kvHeads, static))
+	k, v := e.grown(s,
+		func() wire { return e.placed(s, heads("key", "k", s.source, a.kvHeads, static), "k_norm") },
+		func() wire { return heads("value", "v", s.source, a.kvHeads, static) })
 	scores := e.scored(s, q, e.transpose(e.repeated(k), 0, 1, 3, 2))
 	y := e.transpose(e.op("MatMul", e.softmax(scores, -1), e.repeated(v)), 0, 2, 1, 3)
 	return dense("output", layer(s.i, s.prefix+"o"), y, a.model, a.attnDim(), e.dim(s.x, 0, e.o.Batch), e.dim(s.x, 1, e.o.Seq), num(a.model))
@@ -115,7 +120,10 @@ var einsums = dress{opset: 14, attention: func(e *emitter, s site) wire {
 	name := func(w string) string { return layer(s.i, s.prefix+w) }
 	q, k, v := heads("query", name("q"), s.x), heads("key", name("k"), s.source), heads("value", name("v"), s.source)
 	scores := e.capped(sum("aecd,abcd->acbe", k, e.op("Mul", q, e.f(a.scale))))
-	y := sum("acbe,aecd->abcd", e.softmax(e.op("Add", scores, s.mask), -1), v)
+	if s.mask != nil {
+		scores = e.op("Add", scores, s.mask)
+	}
+	y := sum("acbe,aecd->abcd", e.softmax(scores, -1), v)
 	return e.module("attention_output", func() wire {
 		y := sum("abcd,cde->abe", y, e.init(e.param("kernel:0"), transposed(e.w[name("o")+".weight"], a.model, a.attnDim()), a.heads, a.headDim, a.model))
 		if b := e.w[name("o")+".bias"]; b != nil {
@@ -171,6 +179,35 @@ func groupQuery(packed bool) dress {
 	}}
 }
 
+// eager is transformers' BartAttention, which WhisperAttention and others copied: the query scaled before it is split,
+// products of three dims, the mask added in four.
+var eager = dress{opset: 14, attention: func(e *emitter, s site) wire {
+	a := e.a
+	heads := func(x wire) wire { return e.heads(x, e.dim(x, 0, e.o.Batch), num(-1), a.heads) }
+	project := func(module, w string, x wire) wire {
+		return e.linear(module, layer(s.i, s.prefix+w), x, a.attnDim(), a.model)
+	}
+	q := heads(e.op("Mul", project("q_proj", "q", s.x), e.f(a.scale)))
+	k, v := e.grown(s,
+		func() wire { return heads(project("k_proj", "k", s.source)) },
+		func() wire { return heads(project("v_proj", "v", s.source)) })
+	length := e.o.Seq
+	if n := a.tokens(); n > 0 {
+		length = n
+	}
+	batch, seq := e.dim(s.x, 0, e.o.Batch), e.dim(s.x, 1, length)
+	merged := e.times(batch, num(a.heads))
+	flat := func(x wire) wire { return e.view(x, merged, num(-1), num(a.headDim)) }
+	scores := e.op("MatMul", flat(q), e.transpose(flat(k), 0, 2, 1))
+	if s.mask != nil {
+		scores = e.op("Add", e.view(scores, batch, num(a.heads), seq, num(-1)), s.mask)
+		scores = e.view(scores, merged, seq, num(-1))
+	}
+	y := e.op("MatMul", e.softmax(scores, -1), flat(v))
+	y = e.unheads(e.view(y, batch, num(a.heads), seq, num(a.headDim)), batch, seq)
+	return project("out_proj", "o", y)
+}}
+
 // headNorm norms each head of [B, S, n·d] by itself, between two Reshapes.
 func (e *emitter) headNorm(s site, x wire, norm string, n int) wire {
 	x = e.norm(norm, layer(s.i, norm), e.reshape(x, e.is(0, 0, n, e.a.headDim)), e.a.headDim)
@@ -214,6 +251,7 @@ var standard = dress{opset: 23, attention: func(e *emitter, s site) wire {
 	switch {
 	case a.position == alibi:
 		mask = s.mask
+	case mask == nil:
 	case !a.causal || s.prefix != "": // the runtime wants a row for each query
 		mask = e.op("Expand", mask, e.shape(num(1), num(1), e.dim(s.x, 1, e.o.Seq), num(1)))
 	}
@@ -254,7 +292,12 @@ var dressedFamilies = func() []Family {
 		a.qkvBias, a.outBias, a.mlpBias = false, false, false
 	})
 	distilbert := with(bertArch, func(a *arch) { a.types = false })
-	whisper := with(gpt2Arch, func(a *arch) { a.cross, a.act = true, gelu })
+	whisper := with(gpt2Arch, func(a *arch) { a.cross, a.open, a.freeKeys, a.act = true, true, true, gelu })
+	ear := with(whisper, func(a *arch) {
+		a.causal, a.cross, a.tied, a.hidden = false, false, false, true
+		a.mels, a.side = 6, 8
+	})
+	bart := with(distilbert, func(a *arch) { a.causal, a.cross, a.tied, a.hidden = true, true, true, false })
 	clip := with(gpt2Arch, func(a *arch) { a.hidden, a.tied = true, false })
 
 	dresses := map[string]struct {
@@ -267,6 +310,8 @@ var dressedFamilies = func() []Family {
 			"the same after graphsurgeon's cleanup: nodes without names"},
 		"paddle": {packedReshape,
 			"paddle2onnx: weights as Constant nodes, qkv reshaped to [B, S, 3, H, d], heads in front by one Transpose, Slice and Squeeze"},
+		"torch": {eager,
+			"TorchScript, eager, as BART has it: the query scaled before it is split, products of three dims, the mask added in four"},
 		"tf": {flat,
 			"tf2onnx: Reshape to two dims around every MatMul, and back by sizes read from the input"},
 		"keras": {einsums,
@@ -289,7 +334,10 @@ var dressedFamilies = func() []Family {
 		{"distilbert", distilbert, nil, []string{"graphsurgeon"}},
 		{"clip-text", clip, nil, []string{"simplified", "keras"}},
 		{"gpt2", gpt2Arch, nil, []string{"paddle", "tf", "mobius"}},
-		{"whisper-decoder", whisper, nil, []string{"simplified", "tf", "mobius"}},
+		{"whisper-encoder", ear, nil, []string{"torch", "simplified"}},
+		{"whisper-decoder", whisper, nil, []string{"torch", "simplified", "tf", "mobius"}},
+		{"bart-encoder", distilbert, nil, []string{"torch"}},
+		{"bart-decoder", bart, nil, []string{"torch"}},
 		{"mistral", mistral, grouped, []string{"simplified", "genai", "mobius"}},
 		{"gemma", gemma, grouped, []string{"simplified", "genai-packed", "mobius"}},
 		{"phi", phi, nil, []string{"graphsurgeon", "genai-packed", "mobius"}},
@@ -311,7 +359,7 @@ var dressedFamilies = func() []Family {
 			}
 			out = append(out, Family{
 				Name: fmt.Sprintf("%s/%s", row.arch, name), Doc: d.doc,
-				Decoder: a.causal && !a.hidden && name != "keras", Uniform: strings.HasPrefix(name, "genai"), opset: d.opset, oldest: d.opset, preset: preset, define: row.define, build: dressed(d.dress),
+				Decoder: a.causal && !a.hidden && name != "keras", unstaged: a.cross && (name == "keras" || name == "mobius"), Uniform: strings.HasPrefix(name, "genai"), opset: d.opset, oldest: d.opset, preset: preset, define: row.define, build: dressed(d.dress),
 			})
 		}
 	}

@@ -98,6 +98,8 @@ type Family struct {
 	// of the style (GroupQueryAttention) takes no others.
 	Uniform bool
 
+	unstaged bool // cross attention always projects its keys and values
+
 	opset  int64 // by default
 	oldest int64 // that has the operators of the style; 11 when zero
 	preset func(*Options)
@@ -289,6 +291,8 @@ func (f Family) resolve(o Options) (Options, error) {
 		return o, fmt.Errorf("test model %s: a first step has no cache yet", f.Name)
 	case (o.Cache || o.Stage != "") && !f.Decoder:
 		return o, fmt.Errorf("test model %s: an encoder has no cache", f.Name)
+	case o.Stage != "" && f.unstaged:
+		return o, fmt.Errorf("test model %s: not written in steps", f.Name)
 	case o.Opset < max(f.oldest, 11):
 		return o, fmt.Errorf("test model %s: opset %d is older than its operators, want %d or more", f.Name, o.Opset, max(f.oldest, 11))
 	case o.DType != onnxpb.TensorProto_FLOAT && o.DType != onnxpb.TensorProto_FLOAT16:

@@ -40,7 +40,11 @@ func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error
 		return x
 	}
 	in := map[string]Array{}
-	if a.patch > 0 {
+	switch a.input() {
+	case "input_features":
+		in[a.input()] = normal(s.Batch, a.mels, 2*a.side)
+		return in, nil
+	case "pixel_values":
 		in["pixel_values"] = normal(s.Batch, 3, a.side*a.patch, a.side*a.patch)
 		return in, nil
 	}
@@ -53,7 +57,9 @@ func (f Family) Inputs(o Options, s Shape, seed uint64) (map[string]Array, error
 		if o.Stage != Next {
 			in["encoder_hidden_states"] = normal(s.Batch, n, a.model)
 		}
-		in["encoder_attention_mask"] = mask(s.Batch, n, s.Pad, false)
+		if !a.open {
+			in["encoder_attention_mask"] = mask(s.Batch, n, s.Pad, false)
+		}
 	} else {
 		in["attention_mask"] = mask(s.Batch, s.Past+s.Seq, s.Pad, f.Decoder)
 	}

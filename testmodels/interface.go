@@ -104,7 +104,11 @@ func (e *emitter) append(pasts [][2]wire, i, axis int, k, v wire) (wire, wire) {
 func (e *emitter) outputs() {
 	switch {
 	case e.a.hidden:
-		e.output("last_hidden_state", e.batchDim(), e.seqDim(), e.a.model)
+		length := e.seqDim()
+		if n := e.a.tokens(); n > 0 {
+			length = n
+		}
+		e.output("last_hidden_state", e.batchDim(), length, e.a.model)
 	case e.a.patch > 0:
 		e.output("logits", e.batchDim(), e.a.vocab)
 	default:

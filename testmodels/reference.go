@@ -44,10 +44,7 @@ type vec = []float64
 // Run computes the outputs: logits [batch, seq, vocab] ([batch, classes] for images) or last_hidden_state
 // [batch, seq, model], and present.N.key/value [batch, kvHeads, past+seq, headDim] when the model has a cache.
 func (r *Reference) Run(in map[string]Array) (map[string]Array, error) {
-	first := "input_ids"
-	if r.a.patch > 0 {
-		first = "pixel_values"
-	}
+	first := r.a.input()
 	x, ok := in[first]
 	if !ok || len(x.Dims) < 2 {
 		return nil, fmt.Errorf("reference: input %q is missing or has no batch and sequence", first)
@@ -86,8 +83,8 @@ func (r *Reference) Run(in map[string]Array) (map[string]Array, error) {
 // sequence is the state of one batch element.
 type sequence struct {
 	ids, positions, types []int
-	visible               []bool // per key position, past included
-	pixels                []float64
+	visible               []bool    // per key position, past included
+	signal                []float64 // pixels, or frames of sound
 	past                  int
 	keys, values          [][][]vec // [layer][kv head][position]: past first, then what each layer appends
 	encoder               []vec
@@ -141,10 +138,11 @@ func (r *Reference) sequence(in map[string]Array, b int) (*sequence, error) {
 			}
 		}
 	}
-	if a.patch > 0 {
-		v := in["pixel_values"]
-		n := v.Len() / v.Dims[0]
-		s.pixels = v.F[b*n : (b+1)*n]
+	if n := a.tokens(); n > 0 {
+		v := in[a.input()]
+		size := v.Len() / v.Dims[0]
+		s.signal = v.F[b*size : (b+1)*size]
+		s.visible = bools("", n)
 		return s, nil
 	}
 	s.ids = ints("input_ids")
@@ -185,7 +183,7 @@ func (r *Reference) embed(s *sequence) {
 			for c := range 3 {
 				for y := range a.patch {
 					at := c*side*side + (p/a.side*a.patch+y)*side + p%a.side*a.patch
-					flat = append(flat, s.pixels[at:at+a.patch]...)
+					flat = append(flat, s.signal[at:at+a.patch]...)
 				}
 			}
 			s.x = append(s.x, r.linear("patch", flat))
@@ -198,9 +196,17 @@ func (r *Reference) embed(s *sequence) {
 				s.x[t] = r.norm("embed_norm", s.x[t])
 			}
 		}
-		s.visible = make([]bool, len(s.x))
-		for i := range s.visible {
-			s.visible[i] = true
+		return
+	}
+	if a.mels > 0 {
+		frames := make([]vec, 2*a.side)
+		for t := range frames {
+			for c := range a.mels {
+				frames[t] = append(frames[t], s.signal[c*len(frames)+t])
+			}
+		}
+		for t, x := range r.convolve("conv2", r.convolve("conv1", frames, 1), 2) {
+			s.x = append(s.x, add(x, row("positions.weight", t)))
 		}
 		return
 	}
@@ -235,14 +241,39 @@ func (r *Reference) embed(s *sequence) {
 	}
 }
 
+// convolve is a convolution over three states, padded by zeros, and its activation.
+func (r *Reference) convolve(name string, xs []vec, stride int) []vec {
+	var out []vec
+	for t := 0; t < len(xs); t += stride {
+		var seen vec
+		for c := range xs[0] {
+			for at := t - 1; at <= t+1; at++ {
+				v := 0.0
+				if at >= 0 && at < len(xs) {
+					v = xs[at][c]
+				}
+				seen = append(seen, v)
+			}
+		}
+		out = append(out, each(r.linear(name, seen), r.a.act.apply))
+	}
+	return out
+}
+
 // layer applies transformer layer i to the hidden states.
 func (r *Reference) layer(s *sequence, i int) {
 	a := r.a
 	attnNorm, mlpNorm := layer(i, "attn_norm"), layer(i, "mlp_norm")
 	if a.post {
-		attended := r.selfAttention(s, i, s.x)
-		for t := range s.x {
-			x := r.norm(attnNorm, add(s.x[t], attended[t]))
+		for t, y := range r.selfAttention(s, i, s.x) {
+			s.x[t] = r.norm(attnNorm, add(s.x[t], y))
+		}
+		if a.cross {
+			for t, y := range r.crossAttention(s, i, s.x) {
+				s.x[t] = r.norm(layer(i, "cross_norm"), add(s.x[t], y))
+			}
+		}
+		for t, x := range s.x {
 			s.x[t] = r.norm(mlpNorm, add(x, r.mlp(i, x)))
 		}
 		return

@@ -409,6 +409,7 @@ func TestOptionErrors(t *testing.T) {
 		{"llama-dynamo", Options{Opset: 17}, "opset 17 is older than its operators, want 18"},
 		{"gpt2", Options{KVHeads: 2}, "2 KV heads for 4 heads"},
 		{"bert", Options{Cache: true}, "an encoder has no cache"},
+		{"whisper-decoder/mobius", Options{Stage: Next}, "not written in steps"},
 		{"mha", Options{ModelDim: 40}, "wants ModelDim 40"},
 	} {
 		f, err := Get(c.family)

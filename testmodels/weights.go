@@ -64,12 +64,17 @@ func (a *arch) schema() []tensorSpec {
 		// Without a scale the query projection has to be smaller by √d to leave the scores where they are.
 		query := 1.5 * a.scaledBy()
 		linear(layer(i, prefix+"q"), query, a.attnDim(), a.model, a.qkvBias, 0.5)
-		linear(layer(i, prefix+"k"), 1.5, a.kvDim(), a.model, a.qkvBias, 0.5)
+		linear(layer(i, prefix+"k"), 1.5, a.kvDim(), a.model, a.qkvBias && !a.freeKeys, 0.5)
 		linear(layer(i, prefix+"v"), 1, a.kvDim(), a.model, a.qkvBias, 0.2)
 		linear(layer(i, prefix+"o"), 1, a.model, a.attnDim(), a.outBias, 0.2)
 	}
 
-	if a.patch > 0 {
+	switch {
+	case a.mels > 0:
+		linear("conv1", 1, a.model, 3*a.mels, true, 0.2)
+		linear("conv2", 1, a.model, 3*a.model, true, 0.2)
+		add("positions.weight", 0, 0.5, a.tokens(), a.model)
+	case a.patch > 0:
 		linear("patch", 1, a.model, 3*a.patch*a.patch, true, 0.2)
 		if a.class {
 			add("class", 0, 1, a.model)
@@ -77,7 +82,7 @@ func (a *arch) schema() []tensorSpec {
 		if a.position == learned {
 			add("positions.weight", 0, 0.5, a.tokens(), a.model)
 		}
-	} else {
+	default:
 		add("embed.weight", 0, 0.5, a.vocab, a.model)
 		switch a.position {
 		case learned:
