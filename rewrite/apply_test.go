@@ -263,7 +263,10 @@ func TestApplyIsWholeOrNotAtAll(t *testing.T) {
 			if err := m.Graph.Sort(); err != nil {
 				t.Fatal(err)
 			}
-			plan, _ := planFor(m, fusion.Grouped, adjacent, all)
+			plan := &fusion.Plan{Lowering: fusion.Grouped} // of all blocks, those too that are known not to be fusible
+			for _, b := range attention.Find(m).Blocks {
+				plan.Blocks = append(plan.Blocks, fusion.BlockPlan{Block: b, Key: weigh(adjacent(b.KVHeads)), Value: weigh(all(b.ValueHeads))})
+			}
 			before := bytesOf(t, m)
 			if _, err := rewrite.Apply(m, plan); err == nil || !strings.Contains(err.Error(), last.Name) {
 				t.Fatalf("the error is %v, want one that names %q", err, last.Name)

@@ -3,6 +3,7 @@ package rewrite_test
 import (
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"onnx-dha/fusion"
@@ -67,6 +68,23 @@ var habits = []struct {
 	{"weights listed as inputs, IR version 8", []string{"llama", "gpt2", "gpt-neox"}, func(t *testing.T, m *graph.Model) {
 		listed(m, 8)
 	}},
+	// torch's MultiheadAttention measures the keys on a transposed copy of them.
+	{"keys transposed to be measured", []string{"mha", "opt"}, func(t *testing.T, m *graph.Model) {
+		for _, v := range mergedKeys(t, m) {
+			turned := m.Graph.AddNode("Transpose", "", v.Name+"/turned", []*graph.Value{v}, []string{v.Name + "_turned"}, graph.IntsAttr("perm", 2, 0, 1)).Out[0]
+			size := m.Graph.AddNode("Shape", "", v.Name+"/size", []*graph.Value{turned}, []string{v.Name + "_size"}).Out[0]
+			number := m.Graph.AddNode("Cast", "", v.Name+"/number", []*graph.Value{size}, []string{v.Name + "_number"}, graph.IntAttr("to", int64(onnxpb.TensorProto_FLOAT)))
+			m.Graph.AddOutput(number.Out[0], graph.TensorType(onnxpb.TensorProto_FLOAT, 3))
+		}
+	}},
+	// Whoever else reads the heads of a batch of any size goes on seeing as many.
+	{"keys merged with the batch read elsewhere", []string{"mha", "opt"}, func(t *testing.T, m *graph.Model) {
+		for _, v := range mergedKeys(t, m) {
+			axis := m.Graph.AddInit(graph.NewTensor(v.Name+".axis", nil, []int64{-1}))
+			sum := m.Graph.AddNode("CumSum", "", v.Name+"/sum", []*graph.Value{v, axis}, []string{v.Name + "_sum"})
+			m.Graph.AddOutput(sum.Out[0], graph.TensorType(onnxpb.TensorProto_FLOAT, nil, nil, nil))
+		}
+	}},
 	{"dimensions without names", []string{"opt", "llama-gqa", "mha", "bloom"}, func(t *testing.T, m *graph.Model) {
 		for _, v := range m.Graph.Inputs {
 			for _, d := range v.Info.GetType().GetTensorType().GetShape().GetDim() {
@@ -98,6 +116,22 @@ var habits = []struct {
 			}
 		}
 	}},
+}
+
+// mergedKeys are the wires on which keys have their heads on one axis with a batch.
+func mergedKeys(t *testing.T, m *graph.Model) (found []*graph.Value) {
+	for _, b := range attention.Find(m).Blocks {
+		for v, l := range b.Key.Wires {
+			if l.Outer > 1 && l.Pure {
+				found = append(found, v)
+			}
+		}
+	}
+	if len(found) == 0 {
+		t.Fatal("keys have no axis with heads and batch")
+	}
+	slices.SortFunc(found, func(a, b *graph.Value) int { return strings.Compare(a.Name, b.Name) })
+	return found
 }
 
 // listed declares every initializer as an input too.
