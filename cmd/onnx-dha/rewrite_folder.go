@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,6 @@ import (
 	"onnx-dha/companion"
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
-	"onnx-dha/verify"
 )
 
 // isFolder reports whether a path is a folder of models rather than a model.
@@ -70,7 +70,7 @@ func rewriteFolder(c *cli.Context, dir string, job rewriteJob) (err error) {
 	for _, name := range f.Left {
 		r.LeftOut = append(r.LeftOut, leftOut{name, "weights of the original, in another format"})
 	}
-	written, err := r.models(c, f, work, job)
+	written, err := r.models(c.Context, f, work, job)
 	if err != nil {
 		return err
 	}
@@ -118,52 +118,29 @@ func newFolder(output, input string) error {
 }
 
 // models rewrites or copies the models of a folder and returns those that were rewritten.
-func (r *folderRewrite) models(c *cli.Context, f *companion.Folder, work string, job rewriteJob) (written []string, err error) {
-	// The configuration was made for one of them; the others are the same model in other precisions.
-	if !job.force {
-		if err := anyFits(f, job.cfg); err != nil {
-			return nil, err
-		}
-		job.force = true
+func (r *folderRewrite) models(ctx context.Context, f *companion.Folder, work string, job rewriteJob) (written []string, err error) {
+	sets, err := folderSets(f, job.cfg, job.force)
+	if err != nil {
+		return nil, err
 	}
-	for _, rel := range f.Models {
-		in, out := filepath.Join(f.Dir, rel), filepath.Join(work, rel)
-		if err := os.MkdirAll(filepath.Dir(out), 0o777); err != nil {
-			return nil, coded(exitUsage, err)
-		}
-		concerned, caches, err := concerns(in, job.cfg)
+	job.force = true // the configuration was made for one of them
+	job.adapt = func(m *graph.Model) ([]string, error) {
+		i, err := companion.Describe(m)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case !concerned && caches:
-			r.LeftOut = append(r.LeftOut, leftOut{rel, "it has caches, but none of the blocks of the configuration"})
-			continue
-		case !concerned:
-			if err := copyModel(in, out); err != nil {
-				return nil, coded(exitUsage, err)
-			}
-			r.Copied = append(r.Copied, rel)
-			continue
-		}
-		job.adapt = func(m *graph.Model) ([]string, error) {
-			i, err := companion.Describe(m)
-			if err != nil {
-				return nil, err
-			}
-			return companion.Adapt(m, i), nil
-		}
-		d, err := job.file(c.Context, in, out)
+		return companion.Adapt(m, i), nil
+	}
+	for _, models := range sets {
+		concerned, err := r.copy(f, work, models, job.cfg)
 		if err != nil {
-			var code *codedError
-			if c.Context.Err() != nil || !errors.As(err, &code) || code.code != exitModel {
-				return nil, err
-			}
-			r.LeftOut = append(r.LeftOut, leftOut{rel, err.Error()})
-			continue
+			return nil, err
 		}
-		written, r.Models = append(written, rel), append(r.Models, d)
-		r.Notes = append(r.Notes, d.Notes...)
+		done, err := r.rewrite(ctx, f, work, models, concerned, job)
+		if err != nil {
+			return nil, err
+		}
+		written = append(written, done...)
 	}
 	if len(written) == 0 {
 		why := "no model of the folder has a block of the configuration"
@@ -177,43 +154,65 @@ func (r *folderRewrite) models(c *cli.Context, f *companion.Folder, work string,
 	return written, nil
 }
 
-// anyFits checks that the configuration was made for a model of the folder.
-func anyFits(f *companion.Folder, cfg *fusion.Config) error {
-	var other error
-	for _, rel := range f.Models {
-		src, err := openSource(filepath.Join(f.Dir, rel), nil)
-		if err != nil {
-			return err
+// copy copies those models of a set that the configuration has nothing to do with, and returns the others.
+func (r *folderRewrite) copy(f *companion.Folder, work string, models []string, cfg *fusion.Config) (others []string, err error) {
+	for _, rel := range models {
+		in, out := filepath.Join(f.Dir, rel), filepath.Join(work, rel)
+		if err := os.MkdirAll(filepath.Dir(out), 0o777); err != nil {
+			return nil, coded(exitUsage, err)
 		}
-		if len(src.found.Blocks) > 0 {
-			if err = cfg.CheckModel(src.found.Blocks); err == nil {
-				src.m.Close()
-				return nil
-			}
-			other = err
+		concerned, caches, err := concerns(in, inFolder(f.Dir, models), cfg)
+		switch {
+		case err != nil:
+			return nil, err
+		case concerned:
+			others = append(others, rel)
+			continue
+		case caches:
+			r.LeftOut = append(r.LeftOut, leftOut{rel, "it has caches, but none of the blocks of the configuration"})
+			continue
 		}
-		src.m.Close()
+		if err := copyModel(in, out); err != nil {
+			return nil, coded(exitUsage, err)
+		}
+		r.Copied = append(r.Copied, rel)
 	}
-	if other == nil {
-		return coded(exitModel, fmt.Errorf("%s: no model of the folder has an attention block", f.Dir))
-	}
-	return forceable(other)
+	return others, nil
 }
 
-// concerns reports whether a model has a block that the configuration names, and whether it has caches.
-func concerns(path string, cfg *fusion.Config) (concerned, caches bool, err error) {
-	src, err := openSource(path, nil)
-	if err != nil {
-		return false, false, err
+// rewrite rewrites those models of a set that the configuration is for: all of them, or none where one cannot be, because
+// what they pass to one another has to agree.
+func (r *folderRewrite) rewrite(ctx context.Context, f *companion.Folder, work string, models, concerned []string, job rewriteJob) ([]string, error) {
+	job.beside = inFolder(f.Dir, models)
+	var done []*rewriting
+	for _, rel := range concerned {
+		d, err := job.file(ctx, filepath.Join(f.Dir, rel), filepath.Join(work, rel))
+		if err == nil {
+			done = append(done, d)
+			continue
+		}
+		var code *codedError
+		if ctx.Err() != nil || !errors.As(err, &code) || code.code != exitModel {
+			return nil, err
+		}
+		for _, other := range concerned {
+			why := fmt.Sprintf("%s, which belongs to it, cannot be rewritten", rel)
+			if other == rel {
+				why = err.Error()
+			}
+			r.LeftOut = append(r.LeftOut, leftOut{other, why})
+			for _, file := range []string{other, other + "_data"} {
+				if err := os.Remove(filepath.Join(work, file)); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return nil, coded(exitUsage, err)
+				}
+			}
+		}
+		return nil, nil
 	}
-	defer src.m.Close()
-	for _, b := range src.found.Blocks {
-		concerned = concerned || slices.ContainsFunc(cfg.Layers, func(l fusion.Layer) bool { return l.Block == b.Name })
+	for _, d := range done {
+		r.Models, r.Notes = append(r.Models, d), append(r.Notes, d.Notes...)
 	}
-	if s, err := verify.Describe(src.m); err == nil {
-		caches = len(s.Caches) > 0
-	}
-	return concerned, caches, nil
+	return concerned, nil
 }
 
 // copyModel copies a model that stays as it is, with its data files.
@@ -235,12 +234,27 @@ func (r *folderRewrite) companions(f *companion.Folder, work string, written []s
 			data[filepath.Base(rel)] = 1
 		}
 	}
+	interfaces := map[string]*companion.Interface{}
+	for _, rel := range written {
+		m, err := loadModel(filepath.Join(work, rel))
+		if err != nil {
+			return err
+		}
+		interfaces[rel], err = companion.Describe(m)
+		m.Close()
+		if err != nil {
+			return coded(exitModel, err)
+		}
+	}
+	// What a configuration says of caches it says of the model that takes them: not of an encoder, nor of a first step.
+	byCaches := slices.Clone(written)
+	slices.SortStableFunc(byCaches, func(a, b string) int { return len(interfaces[b].Caches) - len(interfaces[a].Caches) })
 	for _, config := range f.Configs() {
 		content, err := os.ReadFile(filepath.Join(f.Dir, config))
 		if err != nil {
 			return coded(exitUsage, err)
 		}
-		decoder := f.Decoder(config, content, written)
+		decoder := f.Decoder(config, content, byCaches)
 		if decoder == "" {
 			r.Notes = append(r.Notes, fmt.Sprintf("%s names a model that was not rewritten; it is copied as it is", config))
 			if err := f.CopyFile(config, work); err != nil {
@@ -248,15 +262,7 @@ func (r *folderRewrite) companions(f *companion.Folder, work string, written []s
 			}
 			continue
 		}
-		m, err := loadModel(filepath.Join(work, decoder))
-		if err != nil {
-			return err
-		}
-		i, err := companion.Describe(m)
-		m.Close()
-		if err != nil {
-			return coded(exitModel, err)
-		}
+		i := interfaces[decoder]
 		notes, verdicts, err := f.Write(config, work, i, data)
 		if err != nil {
 			return coded(exitModel, err)

@@ -21,8 +21,8 @@ import (
 // One configuration is for all of them.
 type set []*source
 
-// modelPaths lists the models that arguments name. A folder stands for the models in it, those that this program wrote
-// left out. Several are put in the order of their file names, so that it does not matter how they are given.
+// modelPaths lists the models that arguments name. A folder stands for the models in it, in one precision where they are
+// there in several, and without those that this program wrote. Several are put in the order of their file names, so that it does not matter how they are given.
 func modelPaths(args []string) ([]string, error) {
 	var paths []string
 	for _, a := range args {
@@ -39,7 +39,7 @@ func modelPaths(args []string) ([]string, error) {
 		if len(found) == 0 {
 			return nil, usageError("folder %s holds no .onnx file", a)
 		}
-		paths = append(paths, found...)
+		paths = append(paths, variants(found)[0]...) // the shortest name comes first, that without a precision
 	}
 	paths = ordered(paths)
 	for i := 1; i < len(paths); i++ {
