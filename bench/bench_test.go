@@ -4,63 +4,19 @@ import (
 	"context"
 	"errors"
 	"math"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"onnx-dha/fusion"
-	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
+	"onnx-dha/internal/trial"
 	"onnx-dha/ort"
-	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
 )
 
-// build saves a test model and returns its path.
-func build(t testing.TB, family string, o testmodels.Options) string {
-	t.Helper()
-	f, err := testmodels.Get(family)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := f.Build(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	path := filepath.Join(t.TempDir(), "model.onnx")
-	if err := m.Save(path, graph.SaveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// rewritten writes the model at path with as many key and value heads, and returns its path.
-func rewritten(t testing.TB, path string, lowering fusion.Lowering, heads int) string {
-	t.Helper()
-	m, err := graph.Load(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	blocks := attention.Find(m).Blocks
-	cfg, err := fusion.Draft(blocks, func(*attention.Block) (int, int, error) { return heads, heads, nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Lowering = lowering
-	plan, err := cfg.Resolve(blocks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := rewrite.Apply(m, plan); err != nil {
-		t.Fatal(err)
-	}
-	out := filepath.Join(t.TempDir(), "rewritten.onnx")
-	if err := m.Save(out, graph.SaveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return out
+// all gives every block as many key and value heads.
+func all(heads int) func(*attention.Block) (int, int) {
+	return func(*attention.Block) (int, int) { return heads, heads }
 }
 
 func openRuntime(t testing.TB) {
@@ -73,12 +29,12 @@ func openRuntime(t testing.TB) {
 func TestRun(t *testing.T) {
 	openRuntime(t)
 	o := testmodels.Options{Layers: 2, Heads: 4, HeadDim: 8, Vocab: 64, FFN: 64, Cache: true}
-	original := build(t, "llama", o)
-	plain := build(t, "llama", testmodels.Options{Layers: 2, Heads: 4, HeadDim: 8, Vocab: 64, FFN: 64})
-	table := build(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 20})
+	original := trial.Model(t, "llama", o)
+	plain := trial.Model(t, "llama", testmodels.Options{Layers: 2, Heads: 4, HeadDim: 8, Vocab: 64, FFN: 64})
+	table := trial.Model(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 20})
 	done := 0
 	r, err := Run(context.Background(), Request{
-		Models:  []string{original, rewritten(t, original, fusion.StaticCache, 4), rewritten(t, original, fusion.Grouped, 1), plain, table},
+		Models:  []string{original, trial.Rewrite(t, original, fusion.StaticCache, all(4)), trial.Rewrite(t, original, fusion.Grouped, all(1)), plain, table},
 		Lengths: []int{4, 30}, Batches: []int{1, 3}, Prompt: 5, Fills: []float64{1, 0.25}, Rounds: 2, Steps: 2, Warmup: 1,
 		Session:  ort.Options{Threads: 1},
 		Progress: func(n, total int, what string) { done = max(done, n+1) },
@@ -143,7 +99,7 @@ func TestRun(t *testing.T) {
 // A llama reads all of its weights but the embedding, of which one row is picked.
 func TestWeightsReadPerStep(t *testing.T) {
 	const layers, d, ffn, vocab = 2, 32, 64, 50
-	got, err := readPerStep(build(t, "llama", testmodels.Options{Layers: layers, Heads: 4, HeadDim: 8, Vocab: vocab, FFN: ffn, Cache: true}))
+	got, err := readPerStep(trial.Model(t, "llama", testmodels.Options{Layers: layers, Heads: 4, HeadDim: 8, Vocab: vocab, FFN: ffn, Cache: true}))
 	want := int64(4 * (layers*(4*d*d+3*d*ffn+2*d) + d + d*vocab))
 	// Rotary frequencies, shapes and the like are a thousand bytes more.
 	if err != nil || got < want || got > want+2000 {
@@ -153,7 +109,7 @@ func TestWeightsReadPerStep(t *testing.T) {
 
 func TestModelsThatCannotBeMeasured(t *testing.T) {
 	openRuntime(t)
-	_, err := Run(context.Background(), Request{Models: []string{build(t, "bert", testmodels.Options{})}, Prompt: 4})
+	_, err := Run(context.Background(), Request{Models: []string{trial.Model(t, "bert", testmodels.Options{})}, Prompt: 4})
 	var unfit *ModelError
 	if !errors.As(err, &unfit) || !strings.Contains(err.Error(), "no decoder") {
 		t.Errorf("an encoder: %v", err)

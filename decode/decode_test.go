@@ -13,14 +13,16 @@ import (
 	"testing"
 
 	"onnx-dha/fusion"
-	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
+	"onnx-dha/internal/trial"
 	"onnx-dha/ort"
-	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
 	"onnx-dha/verify"
 )
+
+// fewer leaves half of the key heads and one value head.
+func fewer(b *attention.Block) (keys, values int) { return max(b.KVHeads/2, 1), 1 }
 
 var single = ort.Options{Threads: 1}
 
@@ -29,53 +31,6 @@ func runtime(t testing.TB) {
 	if err := ort.OpenDefault(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// build saves a test model and returns its path.
-func build(t testing.TB, family string, o testmodels.Options) string {
-	t.Helper()
-	f, err := testmodels.Get(family)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := f.Build(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	path := filepath.Join(t.TempDir(), "model.onnx")
-	if err := m.Save(path, graph.SaveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// rewritten writes the model at path with half of its key heads, one value head, and the lowering asked for.
-func rewritten(t testing.TB, path string, lowering fusion.Lowering) string {
-	t.Helper()
-	m, err := graph.Load(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	blocks := attention.Find(m).Blocks
-	cfg, err := fusion.Draft(blocks, func(b *attention.Block) (int, int, error) { return max(b.KVHeads/2, 1), 1, nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Lowering = lowering
-	plan, err := cfg.Resolve(blocks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := rewrite.Apply(m, plan); err != nil {
-		t.Fatal(err)
-	}
-	out := filepath.Join(t.TempDir(), "rewritten.onnx")
-	if err := m.Save(out, graph.SaveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func load(t testing.TB, path string) *Model {
@@ -190,7 +145,7 @@ func TestAgreesWithTheIndependentLoop(t *testing.T) {
 				name += " without cache"
 			}
 			t.Run(name, func(t *testing.T) {
-				path := build(t, f.Name, testmodels.Options{Cache: cached})
+				path := trial.Model(t, f.Name, testmodels.Options{Cache: cached})
 				compareLoops(t, path, Options{Chunk: 4}, []int{5, 3}, 6)
 			})
 		}
@@ -202,7 +157,7 @@ func TestStaticCachesGrow(t *testing.T) {
 	runtime(t)
 	for _, family := range []string{"gpt2", "llama", "llama-dynamo", "bloom"} {
 		t.Run(family, func(t *testing.T) {
-			path := rewritten(t, build(t, family, testmodels.Options{Cache: true}), fusion.StaticCache)
+			path := trial.Rewrite(t, trial.Model(t, family, testmodels.Options{Cache: true}), fusion.StaticCache, fewer)
 			l := compareLoops(t, path, Options{Chunk: 4}, []int{5, 2, 1}, 12)
 			if !l.m.Static || l.Capacity() != 20 {
 				t.Errorf("static: %v, room for %d positions; want 20, in chunks of 4 for 17", l.m.Static, l.Capacity())
@@ -272,7 +227,7 @@ func TestGoldenText(t *testing.T) {
 
 // What is fed after going back does not depend on what was fed before.
 func TestRewind(t *testing.T) {
-	m := load(t, build(t, "llama", testmodels.Options{Cache: true}))
+	m := load(t, trial.Model(t, "llama", testmodels.Options{Cache: true}))
 	l := start(t, m, Options{})
 	feed := func(tokens ...int64) []float32 {
 		t.Helper()
@@ -306,7 +261,7 @@ func TestRewind(t *testing.T) {
 }
 
 func TestCacheBytes(t *testing.T) {
-	m := load(t, build(t, "llama-gqa", testmodels.Options{Layers: 3, Heads: 4, KVHeads: 2, HeadDim: 8, Cache: true, DType: onnxpb.TensorProto_FLOAT16}))
+	m := load(t, trial.Model(t, "llama-gqa", testmodels.Options{Layers: 3, Heads: 4, KVHeads: 2, HeadDim: 8, Cache: true, DType: onnxpb.TensorProto_FLOAT16}))
 	got, err := m.CacheBytes(5, 7)
 	if want := int64(3 * 2 * 5 * 2 * 7 * 8 * 2); err != nil || got != want {
 		t.Errorf("got %d (%v), want %d", got, err, want)
@@ -315,14 +270,14 @@ func TestCacheBytes(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	runtime(t)
-	if _, err := Open(build(t, "bert", testmodels.Options{}), single); err == nil || !strings.Contains(err.Error(), "no decoder") {
+	if _, err := Open(trial.Model(t, "bert", testmodels.Options{}), single); err == nil || !strings.Contains(err.Error(), "no decoder") {
 		t.Errorf("an encoder: %v", err)
 	}
-	t5 := load(t, build(t, "t5-decoder", testmodels.Options{Cache: true}))
+	t5 := load(t, trial.Model(t, "t5-decoder", testmodels.Options{Cache: true}))
 	if _, err := t5.Start(Options{}); err == nil || !strings.Contains(err.Error(), "encoder") {
 		t.Errorf("without an encoder's states: %v", err)
 	}
-	m := load(t, build(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 6}))
+	m := load(t, trial.Model(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 6}))
 	if _, err := m.Start(Options{Inputs: map[string]*ort.Tensor{"w": ort.FromInt64(nil, 0)}}); err == nil || !strings.Contains(err.Error(), `no input "w"`) {
 		t.Errorf("an input that there is not: %v", err)
 	}

@@ -8,11 +8,13 @@ import (
 	"testing"
 
 	"onnx-dha/fusion"
-	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
-	"onnx-dha/rewrite"
+	"onnx-dha/internal/trial"
 	"onnx-dha/testmodels"
 )
+
+// all leaves every head.
+func all(b *attention.Block) (keys, values int) { return b.KVHeads, b.ValueHeads }
 
 // The original continues a text as it is known to; rewritten with static caches but with all of its heads it says the
 // same, out of a buffer that has grown.
@@ -31,7 +33,7 @@ func TestGenerate(t *testing.T) {
 	}
 	prompt := golden.Greedy.Text[:64]
 	original := filepath.Join(dir, "model.onnx")
-	for model, cache := range map[string]string{original: "growing cache of 191 positions", static(t, original): "static cache of 256 positions"} {
+	for model, cache := range map[string]string{original: "growing cache of 191 positions", trial.Rewrite(t, original, fusion.StaticCache, all): "static cache of 256 positions"} {
 		var out, log strings.Builder
 		args := []string{"-model", model, "-tokenizer", filepath.Join(dir, "vocab.json"), "-n", "128", "-threads", "1", prompt}
 		if err := run(t.Context(), args, &out, &log); err != nil {
@@ -44,34 +46,6 @@ func TestGenerate(t *testing.T) {
 			t.Errorf("log %q, want 128 tokens and a %s", log.String(), cache)
 		}
 	}
-}
-
-// static rewrites a model with all of its heads and caches in place.
-func static(t *testing.T, path string) string {
-	t.Helper()
-	m, err := graph.Load(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	blocks := attention.Find(m).Blocks
-	cfg, err := fusion.Draft(blocks, func(b *attention.Block) (int, int, error) { return b.KVHeads, b.ValueHeads, nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Lowering = fusion.StaticCache
-	plan, err := cfg.Resolve(blocks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := rewrite.Apply(m, plan); err != nil {
-		t.Fatal(err)
-	}
-	out := filepath.Join(t.TempDir(), "static.onnx")
-	if err := m.Save(out, graph.SaveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func TestErrors(t *testing.T) {
