@@ -19,7 +19,7 @@ type core struct {
 	// sink is a score [1, N or 1, 1, 1] that stands beside those of the keys in the softmax and leads to no value; nil
 	// without one.
 	sink *graph.Value
-	// blind marks queries [.., S, 1] whose context is 0; nil: none.
+	// blind marks queries [.., S, 1] whose probabilities, and context, are 0; nil: none.
 	blind *graph.Value
 }
 
@@ -84,7 +84,6 @@ func (w *writer) attend(c core) (*graph.Value, scores, error) {
 	if c.sink != nil {
 		p = w.slice(p, 3, 0, -1, 1)
 	}
-	s.probabilities = p
 	if c.blind != nil {
 		zero, err := w.number(c.soft, 0)
 		if err != nil {
@@ -92,6 +91,7 @@ func (w *writer) attend(c core) (*graph.Value, scores, error) {
 		}
 		p = w.op("Where", c.blind, zero, p)
 	}
+	s.probabilities = p
 	return w.op("MatMul", w.as(p, c.soft, c.elem), v), s, nil
 }
 

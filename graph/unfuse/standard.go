@@ -115,9 +115,10 @@ func standardAttention(w *writer) error {
 }
 
 // blind marks the queries that see no key, [.., S, 1], whose context is 0 (an erratum to opset 23 that the runtime follows):
-// everything in their row of the mask is as low as can be. nil where the mask input cannot hide a whole row.
+// everything in their row of the mask is as low as can be. nil where neither the mask input nor filled lengths can hide a
+// whole row (the causal mask alone leaves the first key).
 func (w *writer) blind(mask *graph.Value, soft elemType) (*graph.Value, error) {
-	if w.in(3) == nil {
+	if w.in(3) == nil && w.in(6) == nil {
 		return nil, nil
 	}
 	low, err := w.number(soft, lowest(soft))

@@ -28,6 +28,7 @@ func TestStandardAttention(t *testing.T) {
 		in[4], in[5] = s.in("past_key", "B=2", 2, "P=4", 8), s.in("past_value", "B=2", 2, "P=4", 6)
 	}
 	merged := attrs{graph.IntAttr("q_num_heads", 4), graph.IntAttr("kv_num_heads", 2)}
+	hide := []func(low float64) float64{func(low float64) float64 { return low }, func(float64) float64 { return 0 }}
 	for name, build := range map[string]func(s *sketch) ([]*graph.Value, attrs, int){
 		"by heads": func(s *sketch) ([]*graph.Value, attrs, int) { return four(s), nil, 1 },
 		"merged":   func(s *sketch) ([]*graph.Value, attrs, int) { return three(s), merged, 1 },
@@ -61,6 +62,37 @@ func TestStandardAttention(t *testing.T) {
 			in := four(s)
 			in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i%5, 1)) }, "B=2", 1, "S=3", "L=5")
 			return in, attrs{graph.IntAttr("is_causal", 1)}, 1
+		},
+		"mask of infinities that hides all from a query": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", f32, func(i int) float64 { return hide[min(i/5%3, 1)](math.Inf(-1)) }, "B=2", 1, "S=3", "L=5")
+			return in, nil, 1
+		},
+		"mask of infinities that hides all from a query, causal": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", f32, func(i int) float64 { return hide[min(i%5, 1)](math.Inf(-1)) }, "B=2", 1, "S=3", "L=5")
+			return in, attrs{graph.IntAttr("is_causal", 1)}, 1
+		},
+		"mask of low numbers that hides all from a query": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", f32, func(i int) float64 { return hide[min(i/5%3, 1)](-math.MaxFloat32) }, "B=2", 1, "S=3", "L=5")
+			return in, nil, 1
+		},
+		"mask of low numbers that hides all from a query, causal": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", f32, func(i int) float64 { return hide[min(i%5, 1)](-math.MaxFloat32) }, "B=2", 1, "S=3", "L=5")
+			return in, attrs{graph.IntAttr("is_causal", 1)}, 1
+		},
+		"mask of -10000 that hides all from a query, causal": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := four(s)
+			in[3] = s.given("mask", f32, func(i int) float64 { return hide[min(i%5, 1)](-10000) }, "B=2", 1, "S=3", "L=5")
+			return in, attrs{graph.IntAttr("is_causal", 1)}, 1
+		},
+		"past, mask that hides all from a query, causal": func(s *sketch) ([]*graph.Value, attrs, int) {
+			in := three(s)
+			past(s, in)
+			in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i%9/6, 1)) }, "B=2", 1, "S=3", "T=9")
+			return in, append(attrs{graph.IntAttr("is_causal", 1)}, merged...), 3
 		},
 		"past": func(s *sketch) ([]*graph.Value, attrs, int) {
 			in := four(s)
@@ -105,6 +137,31 @@ func TestStandardAttention(t *testing.T) {
 			each(t, []int64{24}, func(s *sketch) {
 				in := append(four(s), s.list("filled", i64, []float64{5, 4}, "B=2"))
 				s.node("Attention", "", 1, in, a...)
+				s.exact(1e-5)
+			})
+		})
+		t.Run(name+", hardly", func(t *testing.T) {
+			each(t, []int64{24}, func(s *sketch) {
+				in := append(four(s), s.list("filled", i64, []float64{2, 0}, "B=2"))
+				s.node("Attention", "", 1, in, a...)
+				s.exact(1e-5)
+			})
+		})
+		t.Run(name+", masked", func(t *testing.T) {
+			each(t, []int64{24}, func(s *sketch) {
+				in := append(four(s), s.list("filled", i64, []float64{2, 4}, "B=2"))
+				in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i%5/3, 1)) }, "B=2", 1, "S=3", "L=5")
+				s.node("Attention", "", 1, in, a...)
+				s.exact(1e-5)
+			})
+		})
+	}
+	for mode := range int64(4) {
+		t.Run(fmt.Sprint("scores of a query that sees nothing ", mode), func(t *testing.T) {
+			each(t, standardOpsets, func(s *sketch) {
+				in := four(s)
+				in[3] = s.given("mask", bit, func(i int) float64 { return float64(min(i/5%3, 1)) }, "B=2", 1, "S=3", "L=5")
+				s.node("Attention", "", 4, in, graph.IntAttr("qk_matmul_output_mode", mode))
 				s.exact(1e-5)
 			})
 		})
