@@ -2,7 +2,6 @@ package testmodels
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 )
 
@@ -73,69 +72,4 @@ func TestVariantsMatter(t *testing.T) {
 			t.Errorf("%s differs from the plain architecture by %g only", name, d)
 		}
 	}
-}
-
-// A decoder exported as a pair gives, step by step on the caches that it filled, what the whole one gives at once.
-func TestStagesAgreeWithReference(t *testing.T) {
-	openRuntime(t)
-	for _, name := range []string{"t5-decoder", "bart-decoder/torch", "whisper-decoder/torch", "whisper-decoder/simplified", "whisper-decoder/tf"} {
-		t.Run(name, func(t *testing.T) {
-			f, err := Get(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			in, err := f.Inputs(Options{}, Shape{Batch: 2, Seq: 5, Pad: 1}, 1)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := f.Reference(Options{Seed: 7})
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := r.Run(in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ids := in["input_ids"]
-			at := 0
-			for _, step := range []struct {
-				stage Stage
-				n     int
-			}{{First, 3}, {Next, 1}, {Next, 1}} {
-				m, err := f.Build(Options{Stage: step.stage, Seed: 7})
-				if err != nil {
-					t.Fatal(err)
-				}
-				s := session(t, m)
-				feed := map[string]Array{}
-				for _, io := range s.Inputs() {
-					feed[io.Name] = in[io.Name]
-				}
-				feed["input_ids"] = cut(ids, at, step.n)
-				got := run(t, s, feed)
-				if d := distance(t, "logits", got["logits"], cut(want["logits"], at, step.n), Array{}); d > tolerance {
-					t.Errorf("logits from position %d on are %.3g from the reference", at, d)
-				}
-				for present, x := range got {
-					in[strings.Replace(present, "present", "past_key_values", 1)] = x
-				}
-				at += step.n
-			}
-		})
-	}
-}
-
-// cut takes n positions of [batch, seq, …] from at on.
-func cut(x Array, at, n int) Array {
-	inner := x.Len() / x.Dims[0] / x.Dims[1]
-	out := Array{Dims: append([]int{x.Dims[0], n}, x.Dims[2:]...)}
-	for b := range x.Dims[0] {
-		from, to := (b*x.Dims[1]+at)*inner, (b*x.Dims[1]+at+n)*inner
-		if x.I != nil {
-			out.I = append(out.I, x.I[from:to]...)
-		} else {
-			out.F = append(out.F, x.F[from:to]...)
-		}
-	}
-	return out
 }

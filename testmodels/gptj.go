@@ -11,7 +11,8 @@ func gptjArch(o Options) arch {
 	return a
 }
 
-// buildGPTJ rotates in [B, S, H, d] layout and transposes after.
+// buildGPTJ rotates in [B, S, H, d] layout and transposes after. The channels that are not rotated are joined again even
+// where there are none.
 func buildGPTJ(e *emitter) {
 	ids, mask, positions := e.tokens("input_ids"), e.attentionMask(), e.tokens("position_ids")
 	pasts := e.pasts()
@@ -44,13 +45,8 @@ func (e *emitter) gptjAttention(i int, x, padding wire, r rotation, pasts [][2]w
 		return e.view(y, e.dim(y, 0, e.o.Batch), e.dim(y, 1, e.o.Seq), num(a.heads), num(a.headDim))
 	}
 	place := func(x wire) wire {
-		if a.rotary < a.headDim {
-			turned := e.rotateEveryTwo(e.slice(x, 3, num(0), num(a.rotary)), r)
-			x = e.concat(-1, turned, e.slice(x, 3, num(a.rotary), end))
-		} else {
-			x = e.rotateEveryTwo(x, r)
-		}
-		return e.transpose(x, 0, 2, 1, 3)
+		turned := e.rotateEveryTwo(e.slice(x, 3, num(0), num(a.rotary)), r)
+		return e.transpose(e.concat(-1, turned, e.slice(x, 3, num(a.rotary), end)), 0, 2, 1, 3)
 	}
 	q, k, v := split("q_proj", "q"), split("k_proj", "k"), split("v_proj", "v")
 	v = e.transpose(v, 0, 2, 1, 3)

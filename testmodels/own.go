@@ -3,6 +3,14 @@ package testmodels
 // ofTheirOwn are architectures whose attention no dress writes.
 var ofTheirOwn = []Family{
 	{
+		Name: "gptj-full", Decoder: true, opset: 13, define: gptjArch, build: buildGPTJ,
+		preset: func(o *Options) {
+			orDefault(&o.HeadDim, 8)
+			orDefault(&o.RotaryDim, o.HeadDim)
+		},
+		Doc: "TorchScript: GPT-J with all channels rotated, joined with an empty Slice",
+	},
+	{
 		Name: "swin", opset: 14, define: swinArch, build: buildSwin,
 		Doc: "TorchScript: windows by Reshape and Transpose, Slice and Concat for torch.roll, a bias table per layer, the mask of all windows added in five dims",
 	},

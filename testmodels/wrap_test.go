@@ -107,7 +107,12 @@ func TestMergedAgreesWithReference(t *testing.T) {
 // computes the keys and values of the encoder's states, the next one takes them.
 func TestStagesOfCrossAttention(t *testing.T) {
 	openRuntime(t)
-	f := get(t, "t5-decoder")
+	for _, name := range []string{"t5-decoder", "bart-decoder/torch", "whisper-decoder/torch", "whisper-decoder/simplified", "whisper-decoder/tf"} {
+		t.Run(name, func(t *testing.T) { stages(t, get(t, name)) })
+	}
+}
+
+func stages(t *testing.T, f Family) {
 	whole := Options{Seed: 3}
 	r, err := f.Reference(whole)
 	if err != nil {

@@ -41,7 +41,7 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 			continue
 		}
 		for i, x := range n.In {
-			if x == nil || t.memo[x] != nil || i > 0 && !n.Is("Concat") {
+			if x == nil || t.memo[x] != nil || i > 0 && !n.Is("Concat") || vacant(f, x) && x.Producer != nil && t.memo[x.Producer.Input(0)] != nil {
 				continue
 			}
 			l, ok := p.Wires[n.Out[0]]
@@ -79,7 +79,7 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 					return nil, &stop{w.Producer, w, fmt.Sprintf("%s are given out twice, as %q and %q", what, c.Present.Name, w.Name)}
 				}
 				c.present(w, l, b.stacked[w])
-			case own[n] || silent[n.OpType] || slices.Contains(p.Tails, n):
+			case own[n] || silent[n.OpType] || slices.Contains(p.Tails, n) || len(n.Out) == 1 && vacant(f, n.Out[0]):
 			case !l.Pure && !b.stacked[w]: // another part of a packed projection
 			case b.follow(n, u.Index, w):
 			case !b.stacked[w] && !l.Spread && l.Axis >= 0:
@@ -96,6 +96,12 @@ func (p *Path) cache(f *survey, t *tracer, own map[*graph.Node]bool, what string
 		c.link(f, c.Past, c.PastAxis)
 	}
 	return c, nil
+}
+
+// vacant reports that v has no elements, as the channels that a rotation of all of them leaves.
+func vacant(f *survey, v *graph.Value) bool {
+	dims, ok := f.Shape(v)
+	return ok && v.Const() == nil && slices.ContainsFunc(dims, func(d graph.Dim) bool { return d.Equal(graph.Int(0)) })
 }
 
 // fed makes the input that a bare path begins at its cache.

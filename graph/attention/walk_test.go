@@ -57,3 +57,33 @@ func TestHeadsAreFollowedThrough(t *testing.T) {
 		})
 	}
 }
+
+// Nothing that is left of the heads themselves is no cache; nothing that is made with so many heads would stay that large.
+func TestEmptyPartsAreNoCaches(t *testing.T) {
+	for name, c := range map[string]struct {
+		part  func(b *builder, v *graph.Value) *graph.Value
+		fixed bool
+	}{
+		"rest of a rotation": {func(b *builder, v *graph.Value) *graph.Value {
+			return b.op("Slice", nil, v, b.ints(4), b.ints(1<<62), b.ints(3))
+		}, false},
+		"made": {func(b *builder, v *graph.Value) *graph.Value {
+			return b.op("Expand", nil, b.weight(1, 1, 1, 1), b.ints(1, 2, 3, 1))
+		}, true},
+		"made empty": {func(b *builder, v *graph.Value) *graph.Value {
+			return b.op("ConstantOfShape", nil, b.ints(1, 2, 3, 0))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBuilder()
+			project := func() *graph.Value { return b.heads(b.op("MatMul", nil, b.Value("x"), b.weight(8, 8))) }
+			k := project()
+			b.finish(project(), b.op("Concat", []*onnxpb.AttributeProto{graph.IntAttr("axis", 3)}, k, c.part(&b, k)), project())
+			r := attention.Find(b.Model)
+			fixed := len(r.Blocks) != 1 || r.Blocks[0].Fixed != ""
+			if fixed != c.fixed {
+				t.Errorf("cannot be rewritten: %v, want %v: %+v %+v", fixed, c.fixed, r.Blocks, r.Unsupported)
+			}
+		})
+	}
+}
