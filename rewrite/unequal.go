@@ -81,8 +81,9 @@ func (p *product) name() string {
 	return p.n.Name
 }
 
-// The costs of a product for one position and channel on the runtime's CPU kernels, in arbitrary units: reading an element
-// of a head, copying it, and one row's multiplication with it. From docs/benchmarks.md.
+// Estimates of what one position and channel of a head cost on a CPU, in units of the last: reading it from a cache that is
+// larger than the processor's own memory, copying it (the read and the write; the product reads the copy again), and
+// multiplying it with one row of queries. They are orders of magnitude that choose between forms of the same product, not measurements.
 const (
 	readCost = 10.0
 	copyCost = 25.0
