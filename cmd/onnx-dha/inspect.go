@@ -281,7 +281,16 @@ func (d *inspection) print(w io.Writer, color bool) error {
 			return err
 		}
 	}
+	if d.Rewritten != "" && d.stuck() {
+		fmt.Fprintf(w, "\nthe model was rewritten by %s %s: start from the original\n", program, d.Rewritten)
+	}
 	return nil
+}
+
+// stuck reports whether some attention cannot be rewritten.
+func (d *inspection) stuck() bool {
+	return slices.ContainsFunc(d.Blocks, func(b blockDescription) bool { return b.Fixed != "" }) ||
+		slices.ContainsFunc(d.Unsupported, func(u unsupported) bool { return u.Attention })
 }
 
 // printFused names the fused operators that blocks lie in, once for those with the same ones, and what their expansions

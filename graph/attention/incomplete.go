@@ -24,6 +24,8 @@ func incomplete(f *survey, sm *graph.Node, products []*graph.Node, pv, through *
 	climb(x, func(n *graph.Node) {
 		switch {
 		case attention:
+		case pv != nil && multipliesInside(f, n):
+			st, attention = &stop{n, x, fmt.Sprintf("the product of queries and keys lies in the branches of %v, in a form for each", n)}, true
 		case pv != nil && opaqueProduct(n):
 			st, attention = &stop{n, x, fmt.Sprintf("%v before the softmax is a product that the walk cannot read", n)}, true
 		case isProjection(f, n) && pv != nil && mixesHeads(f, n):
@@ -35,6 +37,19 @@ func incomplete(f *survey, sm *graph.Node, products []*graph.Node, pv, through *
 		}
 	})
 	return st, attention
+}
+
+// multipliesInside reports whether a node with bodies gives what one of them makes by a product of two computed operands:
+// the grouped lowering chooses the form of its product by the number of queries.
+func multipliesInside(f *survey, n *graph.Node) bool {
+	for _, bodies := range n.Subgraphs {
+		for _, g := range bodies {
+			if slices.ContainsFunc(g.Outputs, func(v *graph.Value) bool { return len(productsAbove(f, v)) > 0 }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // opaque are products in a form that the walk does not know, unless they were expanded.
