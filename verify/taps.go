@@ -104,7 +104,7 @@ func follow(v *graph.Value) (next *graph.Value, sums bool) {
 	}
 	n := reader.Node
 	switch {
-	case n.Is("Add"):
+	case n.Is("Add") && len(n.In) == 2 && n.In[1-reader.Index] != nil:
 		return n.Out[0], n.In[1-reader.Index].Const() == nil
 	case n.OpType == "SkipLayerNormalization" || n.OpType == "SkipSimplifiedLayerNormalization":
 		if len(n.Out) > 3 && n.Out[3] != nil {

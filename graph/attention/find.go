@@ -238,7 +238,7 @@ func productBelow(v *graph.Value) (pv, through *graph.Node) {
 			n := u.Node
 			switch {
 			case n == nil || silent[n.OpType] || n.Is("IsNaN"):
-			case n.Is("MatMul") && u.Index == 0:
+			case n.Is("MatMul") && u.Index == 0 && n.Input(1) != nil:
 				return n, nil
 			default:
 				data, ok := betweenProducts[n.OpType]

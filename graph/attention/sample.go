@@ -419,6 +419,9 @@ func (l *labels) concat(axis int, in []*sample, sizes []int) (*sample, error) {
 			return nil, errShape
 		}
 	}
+	if labelled == 0 {
+		return nil, errShape
+	}
 	if constant && labelled == 1 {
 		for _, s := range in {
 			if s != nil {

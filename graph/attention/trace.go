@@ -695,6 +695,9 @@ func moveConcat(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 			parts[i] = nil // what a rotation of all channels leaves as it is
 			continue
 		}
+		if s != nil && len(s.shape) != rank {
+			return nil, errShape
+		}
 		if s != nil {
 			sizes[i] = s.shape[axis]
 			continue
