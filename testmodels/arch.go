@@ -48,6 +48,7 @@ type arch struct {
 	mels       int     // channels of a frame of sound, two frames to a state; 0 for text and images
 	class      bool    // a learned token before those of the patches, whose state is classified
 	pooled     bool    // the mean of the states is classified
+	reach      int     // the farthest distance that a table of distances tells apart
 	windows    int     // attention stays in windows of so many patches a side, moved by half of it in every second layer
 }
 
@@ -55,13 +56,14 @@ type arch struct {
 type position string
 
 const (
-	noPosition position = ""
-	learned    position = "learned"  // a table row added to the embedding, at position_ids or 0..S-1
-	learnedOPT position = "learned2" // the same, two rows further, positions counted over the attention mask
-	rotary     position = "rotary"
-	alibi      position = "alibi"
-	relative   position = "relative" // T5 buckets
-	windowed   position = "windowed" // Swin: a bias per head and offset in a window
+	noPosition   position = ""
+	learned      position = "learned"  // a table row added to the embedding, at position_ids or 0..S-1
+	learnedOPT   position = "learned2" // the same, two rows further, positions counted over the attention mask
+	rotary       position = "rotary"
+	alibi        position = "alibi"
+	relative     position = "relative"     // T5 buckets
+	windowed     position = "windowed"     // Swin: a bias per head and offset in a window
+	disentangled position = "disentangled" // DeBERTa: biases from the products of queries and keys with distances
 )
 
 type activation string

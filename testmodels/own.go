@@ -11,6 +11,10 @@ var ofTheirOwn = []Family{
 		Doc: "TorchScript: GPT-J with all channels rotated, joined with an empty Slice",
 	},
 	{
+		Name: "deberta", opset: 14, oldest: 12, define: debertaArch, build: dressed(dress{attention: debertaAttention}),
+		Doc: "TorchScript: query and key layers applied to a table of distances as well, their products picked by GatherElements and added, Where around the softmax",
+	},
+	{
 		Name: "swin", opset: 14, define: swinArch, build: buildSwin,
 		Doc: "TorchScript: windows by Reshape and Transpose, Slice and Concat for torch.roll, a bias table per layer, the mask of all windows added in five dims",
 	},

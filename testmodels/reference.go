@@ -319,8 +319,14 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 		}
 	}
 	slopes := a.slopes()
+	var between func(h, query, key int) float64
+	if a.position == disentangled {
+		between = r.disentangledBias(i, queries, s.keys[i])
+	}
 	bias := func(h, query, key int) float64 {
 		switch a.position {
+		case disentangled:
+			return between(h, query, key)
 		case windowed:
 			at, _ := a.offset(i, query, key)
 			return r.w[layer(i, "relative.weight")][at*a.heads+h]

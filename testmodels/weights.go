@@ -89,6 +89,8 @@ func (a *arch) schema() []tensorSpec {
 			add("positions.weight", 0, 0.5, a.maxSeq, a.model)
 		case learnedOPT:
 			add("positions.weight", 0, 0.5, a.maxSeq+2, a.model)
+		case disentangled:
+			add("distances.weight", 0, 1, 2*a.reach, a.model)
 		case relative:
 			add("relative.weight", 0, 1, buckets, a.heads)
 		}
