@@ -14,6 +14,7 @@ type arch struct {
 	eps       float64
 	post      bool // norms follow the residual sum (BERT) instead of opening each sublayer
 	parallel  bool // the MLP reads the residual that attention reads
+	macaron   bool // attention and a convolution between two MLPs of half weight (Conformer)
 	oneNorm   bool // with parallel: one norm feeds both
 	embedNorm bool // a norm right after the embedding
 	noFinal   bool // no norm before the output
@@ -48,6 +49,7 @@ type arch struct {
 	mels       int     // channels of a frame of sound, two frames to a state; 0 for text and images
 	class      bool    // a learned token before those of the patches, whose state is classified
 	pooled     bool    // the mean of the states is classified
+	probed     bool    // what a learned query finds in the states is classified
 	reach      int     // the farthest distance that a table of distances tells apart
 	windows    int     // attention stays in windows of so many patches a side, moved by half of it in every second layer
 }
@@ -56,14 +58,15 @@ type arch struct {
 type position string
 
 const (
-	noPosition   position = ""
-	learned      position = "learned"  // a table row added to the embedding, at position_ids or 0..S-1
-	learnedOPT   position = "learned2" // the same, two rows further, positions counted over the attention mask
-	rotary       position = "rotary"
-	alibi        position = "alibi"
-	relative     position = "relative"     // T5 buckets
-	windowed     position = "windowed"     // Swin: a bias per head and offset in a window
-	disentangled position = "disentangled" // DeBERTa: biases from the products of queries and keys with distances
+	noPosition    position = ""
+	learned       position = "learned"  // a table row added to the embedding, at position_ids or 0..S-1
+	learnedOPT    position = "learned2" // the same, two rows further, positions counted over the attention mask
+	rotary        position = "rotary"
+	alibi         position = "alibi"
+	relative      position = "relative"       // T5 buckets
+	windowed      position = "windowed"       // Swin: a bias per head and offset in a window
+	disentangled  position = "disentangled"   // DeBERTa: biases from the products of queries and keys with distances
+	transformerXL position = "transformer-xl" // sines of distances, projected, against queries
 )
 
 type activation string

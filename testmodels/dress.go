@@ -30,11 +30,12 @@ func dressed(d dress) func(*emitter) {
 		a := e.a
 		e.habits = &initializers{torchscript{used: map[string]int{}, serial: 40}}
 		var ids, types, positions, mask, states, stateMask wire
-		if a.mels == 0 {
+		sensed := a.tokens() > 0
+		if !sensed {
 			ids = e.tokens("input_ids")
 		}
 		switch {
-		case a.mels > 0:
+		case sensed:
 		case a.cross:
 			if e.o.Stage != Next {
 				states = e.float("encoder_hidden_states", e.batchDim(), e.encoderDim(), a.model)
@@ -54,9 +55,12 @@ func dressed(d dress) func(*emitter) {
 		pasts := e.pasts()
 		self := site{positions: positions, attentionBy: mask, pasts: pasts}
 		var x wire
-		if a.mels > 0 {
+		switch {
+		case a.mels > 0:
 			x = e.heard()
-		} else {
+		case a.patch > 0:
+			x = e.seen()
+		default:
 			x = e.dressedEmbedding(ids, types, positions, pasts)
 			e.masked(&self, ids)
 		}
@@ -76,6 +80,9 @@ func dressed(d dress) func(*emitter) {
 				e.to("last_hidden_state")
 			}
 			x = e.norm("norm", "norm", x, a.model)
+		}
+		if a.probed {
+			x = e.module("head", func() wire { return e.probe(x) })
 		}
 		switch {
 		case a.hidden:
@@ -165,6 +172,9 @@ func (e *emitter) dressedLayer(d dress, i int, x wire, self, cross site) wire {
 			return e.linear("down", layer(i, "down"), up, a.model, a.ffn)
 		})
 	}
+	if a.macaron {
+		return e.conformerLayer(i, x, func(x wire) wire { return attend(self, "attn", x) })
+	}
 	if a.post {
 		x = e.norm("attn_norm", layer(i, "attn_norm"), e.op("Add", x, attend(self, "attn", x)), a.model)
 		if a.cross {
@@ -249,6 +259,13 @@ func (e *emitter) grown(s site, k, v func() wire) (wire, wire) {
 		return e.crossPasts(s.i)
 	}
 	return e.crossed(s.i, k(), v())
+}
+
+// seen makes an image states, a patch each.
+func (e *emitter) seen() wire {
+	a := e.a
+	x := e.patches(e.float(a.input(), e.batchDim(), 3, a.side*a.patch, a.side*a.patch))
+	return e.op("Add", x, e.weights("position_embedding.weight", "positions.weight", a.tokens(), a.model))
 }
 
 // heard makes sound [B, mels, 2·side] states [B, side, model], as Whisper's encoder does (Radford et al., arXiv

@@ -298,6 +298,7 @@ var dressedFamilies = func() []Family {
 		a.mels, a.side = 6, 8
 	})
 	bart := with(distilbert, func(a *arch) { a.causal, a.cross, a.tied, a.hidden = true, true, true, false })
+	siglipText := with(gpt2Arch, func(a *arch) { a.causal, a.hidden, a.tied = false, true, false })
 	clip := with(gpt2Arch, func(a *arch) { a.hidden, a.tied = true, false })
 
 	dresses := map[string]struct {
@@ -334,6 +335,8 @@ var dressedFamilies = func() []Family {
 		{"distilbert", distilbert, nil, []string{"graphsurgeon"}},
 		{"clip-text", clip, nil, []string{"simplified", "keras"}},
 		{"gpt2", gpt2Arch, nil, []string{"paddle", "tf", "mobius"}},
+		{"siglip-image", siglipArch, nil, []string{"simplified"}},
+		{"siglip-text", siglipText, nil, []string{"torch"}},
 		{"whisper-encoder", ear, nil, []string{"torch", "simplified"}},
 		{"whisper-decoder", whisper, nil, []string{"torch", "simplified", "tf", "mobius"}},
 		{"bart-encoder", distilbert, nil, []string{"torch"}},

@@ -349,8 +349,11 @@ func (f Family) Attentions(o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if a.cross {
+	switch {
+	case a.cross:
 		return 2 * o.Layers, nil
+	case a.probed:
+		return o.Layers + 1, nil
 	}
 	return o.Layers, nil
 }

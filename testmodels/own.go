@@ -15,6 +15,10 @@ var ofTheirOwn = []Family{
 		Doc: "TorchScript: query and key layers applied to a table of distances as well, their products picked by GatherElements and added, Where around the softmax",
 	},
 	{
+		Name: "conformer", opset: 14, define: conformerArch, build: dressed(dress{attention: conformerAttention}),
+		Doc: "TorchScript: a bias per head on queries, twice; distances moved into place by Concat, Reshape and Slice, added before the scale; convolutions between the layers",
+	},
+	{
 		Name: "swin", opset: 14, define: swinArch, build: buildSwin,
 		Doc: "TorchScript: windows by Reshape and Transpose, Slice and Concat for torch.roll, a bias table per layer, the mask of all windows added in five dims",
 	},

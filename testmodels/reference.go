@@ -264,6 +264,10 @@ func (r *Reference) convolve(name string, xs []vec, stride int) []vec {
 func (r *Reference) layer(s *sequence, i int) {
 	a := r.a
 	attnNorm, mlpNorm := layer(i, "attn_norm"), layer(i, "mlp_norm")
+	if a.macaron {
+		r.conformer(s, i)
+		return
+	}
 	if a.post {
 		for t, y := range r.selfAttention(s, i, s.x) {
 			s.x[t] = r.norm(attnNorm, add(s.x[t], y))
@@ -320,12 +324,15 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 	}
 	slopes := a.slopes()
 	var between func(h, query, key int) float64
-	if a.position == disentangled {
+	switch a.position {
+	case disentangled:
 		between = r.disentangledBias(i, queries, s.keys[i])
+	case transformerXL:
+		between = r.transformerXLBias(i, queries, s.keys[i])
 	}
 	bias := func(h, query, key int) float64 {
 		switch a.position {
-		case disentangled:
+		case disentangled, transformerXL:
 			return between(h, query, key)
 		case windowed:
 			at, _ := a.offset(i, query, key)
@@ -355,20 +362,25 @@ func (r *Reference) selfAttention(s *sequence, i int, x []vec) []vec {
 
 // crossAttention attends from the new positions to the encoder's states.
 func (r *Reference) crossAttention(s *sequence, i int, x []vec) []vec {
+	return r.attendTo(i, "cross_", x, s.encoder, func(key int) bool { return s.encoderVisible[key] })
+}
+
+// attendTo attends from x to other states.
+func (r *Reference) attendTo(i int, prefix string, x, states []vec, visible func(key int) bool) []vec {
 	a := r.a
-	keys := each(s.encoder, func(e vec) vec { return r.linear(layer(i, "cross_k"), e) })
-	values := each(s.encoder, func(e vec) vec { return r.linear(layer(i, "cross_v"), e) })
+	keys := each(states, func(e vec) vec { return r.linear(layer(i, prefix+"k"), e) })
+	values := each(states, func(e vec) vec { return r.linear(layer(i, prefix+"v"), e) })
 	heads := make([][]vec, a.heads)
 	for h := range a.heads {
 		kv := h / (a.heads / a.kvHeads)
 		k := each(keys, func(k vec) vec { return r.head(k, kv) })
 		v := each(values, func(v vec) vec { return r.head(v, kv) })
 		for _, xt := range x {
-			q := r.head(r.linear(layer(i, "cross_q"), xt), h)
-			heads[h] = append(heads[h], a.attend(q, k, v, func(key int) (float64, bool) { return 0, s.encoderVisible[key] }))
+			q := r.head(r.linear(layer(i, prefix+"q"), xt), h)
+			heads[h] = append(heads[h], a.attend(q, k, v, func(key int) (float64, bool) { return 0, visible(key) }))
 		}
 	}
-	return r.join(layer(i, "cross_o"), heads)
+	return r.join(layer(i, prefix+"o"), heads)
 }
 
 // attend returns Σ_t p_t·values[t] with p = softmax over the visible t of cap(scale·q·keys[t]) + bias; zeros when nothing
@@ -524,8 +536,11 @@ func (r *Reference) output(s *sequence, out map[string]Array, batch, b int) {
 	if !a.noFinal {
 		states = each(states, func(x vec) vec { return r.norm("norm", x) })
 	}
-	if a.pooled {
+	switch {
+	case a.pooled:
 		states = []vec{mean(states)}
+	case a.probed:
+		states = []vec{r.probe(states)}
 	}
 	for _, x := range states {
 		if !a.hidden {

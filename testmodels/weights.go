@@ -103,6 +103,9 @@ func (a *arch) schema() []tensorSpec {
 	}
 	for i := range a.layers {
 		norm(layer(i, "attn_norm"), 1, a.model)
+		if a.macaron {
+			a.conformerSchema(i, norm, func(name string, out, in int, bias bool) { linear(name, 1, out, in, bias, 0.2) }, add)
+		}
 		attention(i, "")
 		if a.windows > 0 {
 			add(layer(i, "relative.weight"), 0, 1, a.offsets()*a.offsets(), a.heads)
@@ -123,6 +126,13 @@ func (a *arch) schema() []tensorSpec {
 		}
 		linear(layer(i, "up"), 1, a.ffn, a.model, a.mlpBias, 0.2)
 		linear(layer(i, "down"), 1, a.model, a.ffn, a.mlpBias, 0.2)
+	}
+	if a.probed {
+		add("probe", 0, 1, a.model)
+		attention(a.layers, "")
+		norm(layer(a.layers, "mlp_norm"), 1, a.model)
+		linear(layer(a.layers, "up"), 1, a.ffn, a.model, a.mlpBias, 0.2)
+		linear(layer(a.layers, "down"), 1, a.model, a.ffn, a.mlpBias, 0.2)
 	}
 	if !a.noFinal {
 		norm("norm", 1, a.model)
