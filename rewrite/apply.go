@@ -152,6 +152,9 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 	if err := e.output(b, c.context, bp.Learned); err != nil {
 		return err
 	}
+	if c.rotary != "" {
+		why += "; " + c.rotary
+	}
 	return e.report(c, form, why, res)
 }
 

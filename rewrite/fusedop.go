@@ -196,13 +196,14 @@ func (c *core) readScores(f *fusedInputs) string {
 
 // fusedOps holds what the fused operators of a model share.
 type fusedOps struct {
-	e    *editor
-	made map[string]*graph.Value
+	e       *editor
+	made    map[string]*graph.Value
+	entries *entries
 }
 
 func (e *editor) fusedOps() *fusedOps {
 	if e.fused == nil {
-		e.fused = &fusedOps{e, map[string]*graph.Value{}}
+		e.fused = &fusedOps{e, map[string]*graph.Value{}, &entries{map[string]int{}, map[*graph.Tensor][]int{}}}
 	}
 	return e.fused
 }
@@ -226,13 +227,25 @@ func (s *fusedOps) size(v *graph.Value, axis int) *graph.Value {
 	})
 }
 
-// sameSize is size, shared by wires whose entry is the same by what is known.
+// sameSize is size, shared by wires whose entry is the same by what is known, and read off an input that has it: wires may
+// depend on how much is cached, which is told from the size of a step.
 func (s *fusedOps) sameSize(v *graph.Value, axis int) *graph.Value {
 	shape, ok := s.e.facts.Shape(v)
 	if !ok || shape[axis].Unknown() {
 		return s.size(v, axis)
 	}
-	return s.once("symbol "+shape[axis].String(), func() *graph.Value { return s.size(v, axis) })
+	return s.once("symbol "+shape[axis].String(), func() *graph.Value {
+		for _, in := range s.e.g.Inputs {
+			dims, ok := s.e.facts.Shape(in)
+			if !ok || in.Init != nil {
+				continue
+			}
+			if at := slices.IndexFunc(dims, shape[axis].Equal); at >= 0 {
+				return s.size(in, at)
+			}
+		}
+		return s.size(v, axis)
+	})
 }
 
 // maskLength finds the input that has an entry for every position, cached ones included: [batch, total].
@@ -378,8 +391,8 @@ func (c *core) seen(wires []*graph.Value, f fusedInputs, total *graph.Value) err
 					parts = append(parts, e.p.Ints("/attention/size", size))
 				case d.Equal(q[0]):
 					parts = append(parts, s.sameSize(f.q.v, 0))
-				case d.Equal(q[2]):
-					parts = append(parts, s.sameSize(f.q.v, 2))
+				case d.Equal(q[f.q.seq]):
+					parts = append(parts, s.sameSize(f.q.v, f.q.seq))
 				case d.Equal(scores[3]):
 					parts = append(parts, total)
 				default:

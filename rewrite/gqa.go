@@ -33,6 +33,7 @@ func (c *core) gqa() error {
 	e, b := c.e, c.b
 	f, _ := c.fusedOperands()
 	s := e.fusedOps()
+	turn := c.foldRotary(&f)
 	total, buffers, err := c.total(f)
 	if err != nil {
 		return err
@@ -52,8 +53,22 @@ func (c *core) gqa() error {
 		last := s.op("Sub", "last_position", []*graph.Value{total, one})
 		return int32s("seqlens_k", s.op("Expand", "last_positions", []*graph.Value{last, s.sameSize(f.q.v, 0)}))
 	})
-	in[6] = s.once("total32", func() *graph.Value { return int32s("total_sequence_length", total) })
+	in[6] = s.once("total32", func() *graph.Value {
+		// What the runtime works out of fixed sizes by itself is int64, which it does not take here.
+		if scores, _ := e.facts.Shape(b.QK.Out[0]); len(scores) == 4 {
+			if n, fixed := scores[3].Const(); fixed {
+				return e.p.Init(graph.NewTensor("/attention/total_sequence_length", []int64{1}, []int32{int32(n)}))
+			}
+		}
+		return int32s("total_sequence_length", total)
+	})
 	in[10] = bias
+	if turn != nil {
+		past := s.once("past", func() *graph.Value {
+			return s.op("Sub", "past", []*graph.Value{total, s.sameSize(f.k.v, f.k.seq)})
+		})
+		in[7], in[8] = c.operatorTable(turn.cos, past), c.operatorTable(turn.sin, past)
+	}
 	outs := 1
 	if b.KeyCache != nil {
 		in[3], in[4], outs = b.KeyCache.Past, b.ValCache.Past, 3
@@ -67,9 +82,17 @@ func (c *core) gqa() error {
 	if f.softcap > 0 {
 		attrs = append(attrs, graph.FloatAttr("softcap", float32(f.softcap)))
 	}
+	wires := c.shadowed()
+	if turn != nil {
+		attrs = append(attrs, graph.IntAttr("do_rotary", 1))
+		if turn.interleaved {
+			attrs = append(attrs, graph.IntAttr("rotary_interleaved", 1))
+		}
+		wires = append(wires, turn.between...)
+	}
 	e.needs("com.microsoft", 1)
 	out := e.p.Node("GroupQueryAttention", "com.microsoft", name, outs, in, attrs...)
-	if err := c.seen(c.shadowed(), f, total); err != nil {
+	if err := c.seen(wires, f, total); err != nil {
 		return err
 	}
 	if outs == 3 {

@@ -22,6 +22,7 @@ type core struct {
 	scale          float64 // left to a fused operator; 0 stands for 1
 	fused          bool    // the core becomes one operator
 	kept           bool    // the operator that the core was expanded from stays
+	rotary         string  // whether the operator turns queries and keys, or why not
 }
 
 // lowering is one form of an attention core.
