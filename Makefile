@@ -89,7 +89,7 @@ demo: build runtime ## inspect, rewrite and verify a real model, into out/
 		--text $(DEMO)/sonnets.txt --vocab $(DEMO)/vocab.json --prompt 'Shall I compare thee' --generate 120
 
 test: runtime ## run the tests
-	$(GO) test -timeout 10m ./...
+	$(GO) test -timeout 30m ./...
 
 clients: $(CLIENTS) ## install the runtimes for JavaScript into clients/node_modules
 
@@ -115,7 +115,7 @@ staticcheck:
 	$(GO) run $(STATICCHECK) ./...
 
 race: runtime
-	$(GO) test -race -short -timeout 10m $(CONCURRENT)
+	$(GO) test -race -short -timeout 30m $(CONCURRENT)
 	$(GO) test -race -run 'Mix|Deterministic' ./rewrite
 	$(GO) test -race -run 'Metrics|Meter|Determinism' ./verify
 

@@ -204,9 +204,7 @@ func Loop(decoder *onnxpb.ModelProto) *onnxpb.ModelProto {
 	for _, v := range g.Output {
 		results[v.GetName()] = "step/" + v.GetName()
 	}
-	for _, n := range g.Node {
-		body.Node = append(body.Node, n)
-	}
+	body.Node = append(body.Node, g.Node...)
 	inner := &onnxpb.GraphProto{Node: body.Node, ValueInfo: body.ValueInfo}
 	rename(inner, names)
 	rename(inner, results)

@@ -44,7 +44,7 @@ type leftOut struct {
 func rewriteFolder(c *cli.Context, dir string, job rewriteJob) (err error) {
 	output := filepath.Clean(c.String("output"))
 	if c.String("output") == "" {
-		output = strings.TrimRight(dir, "/"+string(filepath.Separator)) + ".dha"
+		output = filepath.Clean(dir) + ".dha"
 	}
 	if err := newFolder(output, dir); err != nil {
 		return err

@@ -37,7 +37,6 @@ type Recoded struct {
 	mu       sync.Mutex
 	make     func() ([][]byte, Rounding, error)
 	parts    [][]byte
-	taken    int
 	rounding *Rounding
 }
 
