@@ -43,7 +43,16 @@ var ungrouped = map[string]keys{
 	"bloom":   {heads: "n_head", width: "hidden_size"},
 	"mpt":     {heads: "n_heads", width: "d_model"},
 	"gpt_neo": {heads: "num_heads", width: "hidden_size"},
+	"t5":      t5Keys, "mt5": t5Keys, "longt5": t5Keys,
+	"bart": bartKeys, "mbart": bartKeys, "marian": bartKeys, "whisper": bartKeys, "lite-whisper": bartKeys, "m2m_100": bartKeys,
+	"blenderbot": bartKeys, "blenderbot-small": bartKeys,
 }
+
+// Decoders with an encoder. The caches of cross attention are made by the heads of the encoder, of which there are as many.
+var (
+	t5Keys   = keys{heads: "num_heads", width: "d_model", dim: "d_kv"}
+	bartKeys = keys{heads: "decoder_attention_heads", width: "d_model"}
+)
 
 // keysOf returns the keys of a config.json by its model type; of types that are not listed those that most have.
 func keysOf(config []byte) keys {

@@ -62,6 +62,9 @@ func TestRewriteFolderOfASet(t *testing.T) {
 			if strings.Contains(text, "left out") {
 				t.Errorf("something is left out:\n%s", text)
 			}
+			if want := `transformers.js 3  cannot`; !strings.Contains(text, want) || !strings.Contains(text, "transformers.js 4  can run it") {
+				t.Errorf("%q is not in\n%s", want, text)
+			}
 			if copied := strings.Contains(text, "copied onnx/encoder_model.onnx"); copied != (name == "of the decoder") {
 				t.Errorf("the encoder is copied: %v\n%s", copied, text)
 			}
