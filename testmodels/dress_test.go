@@ -9,12 +9,15 @@ import (
 func TestDressedAgreeWithReference(t *testing.T) {
 	openRuntime(t)
 	for _, f := range Dressed() {
-		for _, cache := range []bool{false, true} {
-			if cache && !f.Decoder {
+		for _, o := range []Options{{}, {Cache: true}, {Static: true, Cache: f.Decoder}} {
+			if o.Cache && !f.Decoder {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s/cache=%v", f.Name, cache), func(t *testing.T) {
-				o := Options{Cache: cache, Seed: 7}
+			t.Run(fmt.Sprintf("%s/cache=%v/static=%v", f.Name, o.Cache, o.Static), func(t *testing.T) {
+				o.Seed = 7
+				if f.Uniform { // and a past
+					o.Batch = 1
+				}
 				m, err := f.Build(o)
 				if err != nil {
 					t.Fatal(err)
@@ -25,7 +28,10 @@ func TestDressedAgreeWithReference(t *testing.T) {
 					t.Fatal(err)
 				}
 				shapes := []Shape{{Batch: 2, Seq: 5, Past: 3}, {Batch: 3, Seq: 6, Past: 4, Pad: 2}, {Batch: 1, Seq: 1, Past: 6}}
-				if f.Uniform {
+				switch {
+				case o.Static:
+					shapes = []Shape{{}}
+				case f.Uniform:
 					shapes = []Shape{{Batch: 2, Seq: 6}, {Batch: 1, Seq: 3, Past: 5}, {Batch: 2, Seq: 1, Past: 6}}
 				}
 				for i, shape := range shapes {

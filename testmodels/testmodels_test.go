@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -325,7 +326,7 @@ func TestHalfPrecision(t *testing.T) {
 
 // A rewrite that mixes up heads has to show. Swapping two key heads, or two value heads, of the reference does.
 func TestHeadsMatter(t *testing.T) {
-	for _, f := range Families() {
+	for _, f := range slices.Concat(Families(), Dressed()) {
 		o := Options{Cache: f.Decoder}
 		r, err := f.Reference(o)
 		if err != nil {
