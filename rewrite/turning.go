@@ -4,11 +4,46 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"onnx-dha/graph"
 )
 
 // This file evaluates the operators that a rotary embedding is made of.
+
+// entries numbers the entries of tables by how they are computed, from 1; the same for all blocks of a model.
+type entries struct {
+	ids     map[string]int
+	columns map[*graph.Tensor][]int
+}
+
+func (t *entries) id(format string, a ...any) int {
+	key := fmt.Sprintf(format, a...)
+	if t.ids[key] == 0 {
+		t.ids[key] = len(t.ids) + 1
+	}
+	return t.ids[key]
+}
+
+// column returns, for each column of a constant table [max, n], a number that columns with the same contents share.
+func (t *entries) column(c *graph.Tensor) []int {
+	if of, ok := t.columns[c]; ok {
+		return of
+	}
+	var of []int
+	if x, err := c.Float64s(); err == nil {
+		n := int(c.Dims()[1])
+		for j := range n {
+			var b strings.Builder
+			for i := j; i < len(x); i += n {
+				fmt.Fprintf(&b, "%x ", math.Float64bits(x[i]))
+			}
+			of = append(of, t.id("column %s", b.String()))
+		}
+	}
+	t.columns[c] = of
+	return of
+}
 
 // wire returns v at small sizes, nil when it cannot be worked out.
 func (t *turning) wire(v *graph.Value) *array {
