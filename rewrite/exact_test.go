@@ -248,3 +248,25 @@ func TestExact(t *testing.T) {
 		}
 	}
 }
+
+// A block of one head changes along no axis; what its query projection takes over from the scores reaches all its columns.
+func TestExactOneHead(t *testing.T) {
+	runtime(t)
+	for _, family := range []string{"gpt2", "gpt2-matmul", "bert", "llama", "llama-dynamo", "opt", "mha"} {
+		for _, bias := range []bool{false, true} {
+			f, err := testmodels.Get(family)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := f.Build(testmodels.Options{Cache: f.Decoder, Heads: 1, HeadDim: 16, Bias: bias})
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "model.onnx")
+			if err := m.Save(path, graph.SaveOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			t.Run(fmt.Sprintf("%s/bias=%v", family, bias), func(t *testing.T) { exact(t, path, fusion.Grouped, single, single, 2) })
+		}
+	}
+}
