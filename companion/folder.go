@@ -149,7 +149,7 @@ func (f *Folder) CopyFile(rel, to string) (err error) {
 }
 
 // Decoder is the model file that the configuration is about, relative to the folder, of those that were written: what
-// genai_config.json names, else the first.
+// genai_config.json names, else the first, so that the one with the most caches should lead.
 func (f *Folder) Decoder(config string, content []byte, written []string) string {
 	if config == genaiFile {
 		name := gjson.GetBytes(content, "model.decoder.filename").String()

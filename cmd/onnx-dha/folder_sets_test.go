@@ -132,6 +132,20 @@ func TestRewriteFolderWithMergedDecoder(t *testing.T) {
 		if len(heads) != 16 {
 			t.Errorf("%s: the merged decoder has %d caches, want 16", name, len(heads))
 		}
+		// Where one cannot be rewritten those that belong to it are left out too, in its precision.
+		text = must(t, "rewrite", dir, "-c", config, "-o", out+".static", "--lowering", "static-cache")
+		for _, want := range []string{
+			"left out onnx/decoder_model_merged.onnx: ", "left out onnx/decoder_with_past_model.onnx: onnx/decoder_model_merged.onnx, which belongs to it, cannot be rewritten",
+			"wrote " + out + ".static",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: %q is not in\n%s", name, want, text)
+			}
+		}
+		left, err := filepath.Glob(filepath.Join(out+".static", "onnx", "decoder*"))
+		if err != nil || len(left) != 2 || !strings.HasSuffix(left[0], "_fp16.onnx") {
+			t.Errorf("%s: decoders %v (%v), want the two in half precision", name, left, err)
+		}
 	}
 }
 
