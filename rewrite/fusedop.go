@@ -145,7 +145,7 @@ func (c *core) readScores(f *fusedInputs) string {
 				return fmt.Sprintf("%v is not part of a soft-cap", next)
 			}
 			f.softcap = cap.value
-			next, data = users[0].Node, users[0].Index
+			next = users[0].Node
 		case next.Is("Add"), next.Is("Sub") && data == 0, next.Is("Where") && data > 0:
 			added = true
 			f.steps = append(f.steps, scoreStep{next, data})
