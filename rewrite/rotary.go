@@ -120,10 +120,12 @@ func (c *core) rotationOf(y wire, path *attention.Path) (r rotation, misfit stri
 		}
 		tries++
 		t.x, t.made, t.tables = front[0], map[*graph.Value]*array{}, nil
-		if r, misfit = t.rotation(y, shape); misfit == "" || strings.Contains(misfit, "sequence to sequence") {
+		r, why := t.rotation(y, shape)
+		if why == "" || strings.Contains(why, "sequence to sequence") {
 			r.between = between
-			return r, misfit
+			return r, why
 		}
+		misfit = why
 	}
 	if misfit == "" {
 		misfit = notTurned
@@ -152,7 +154,7 @@ func (t *turning) size(v *graph.Value) (out []int, ok bool) {
 // rotation reads the pairs and tables off the elements of y.
 func (t *turning) rotation(y wire, dims []graph.Dim) (r rotation, misfit string) {
 	out, from := t.wire(y.v), t.wire(t.x)
-	unknown := fmt.Sprintf("what lies between %q and %q is no rotary embedding", t.x.Name, y.v.Name)
+	const unknown = "what is done to queries or keys is not known to be a rotary embedding"
 	if out == nil || from == nil || len(out.shape) != 4 || len(from.shape) != 4 {
 		return r, unknown
 	}
@@ -253,7 +255,7 @@ func (t *turning) rotation(y wire, dims []graph.Dim) (r rotation, misfit string)
 		want  [][]int
 	}{{&r.cos, cos}, {&r.sin, sin}} {
 		if *s.table, ok = t.locate(s.want, dims[y.seq]); !ok {
-			return r, fmt.Sprintf("the tables that turn %q lie on no pair of axes", t.x.Name)
+			return r, "the tables of cos and sin lie on no pair of axes"
 		}
 	}
 	return r, ""

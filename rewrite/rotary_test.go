@@ -194,7 +194,7 @@ func TestTwoAnglesAreNotFolded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if why := res.Blocks[0].Why; changed != 1 || !strings.Contains(why, "is no rotary embedding") {
+	if why := res.Blocks[0].Why; changed != 1 || !strings.Contains(why, "is not known to be a rotary embedding") {
 		t.Errorf("%d tables changed, %q", changed, why)
 	}
 }
