@@ -20,20 +20,8 @@ const Version = 1
 // maxSize bounds the bytes of a configuration: enough for a thousand blocks of a hundred heads.
 const maxSize = 8 << 20
 
-// Lowerings that a configuration may name and that this version cannot apply yet.
-const (
-	GQA         Lowering = "gqa"
-	OpAttention Lowering = "attention"
-	StaticCache Lowering = "static-cache"
-)
-
-// Lowerings lists the names that a configuration accepts, the available ones first.
+// Lowerings lists the names that a configuration accepts.
 var Lowerings = []Lowering{Auto, Grouped, Expand, GQA, OpAttention, StaticCache}
-
-// Available reports whether this version can apply the lowering.
-func (l Lowering) Available() bool {
-	return l == Auto || l == Grouped || l == Expand || l == StaticCache || l == GQA || l == OpAttention
-}
 
 // Config is a dha.yaml: what happens to the key and value heads of each attention block, and how far the result may
 // drift. docs/config.md describes every key.

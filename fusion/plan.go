@@ -76,9 +76,12 @@ const (
 // Targets lists the names of targets.
 var Targets = []Runtime{TargetCPU, TargetCUDA, TargetGenAI, TargetTransformersJS, TargetPortable}
 
-// Lowerings. Auto chooses; the others are named in DESIGN §6.
+// Lowerings. Auto chooses; the others are described in docs/rewrite.md.
 const (
-	Auto    Lowering = "auto"
-	Grouped Lowering = "grouped"
-	Expand  Lowering = "expand"
+	Auto        Lowering = "auto"
+	Grouped     Lowering = "grouped"
+	Expand      Lowering = "expand"
+	GQA         Lowering = "gqa"
+	OpAttention Lowering = "attention"
+	StaticCache Lowering = "static-cache"
 )

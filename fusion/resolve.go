@@ -16,9 +16,6 @@ func (c *Config) Resolve(blocks []*attention.Block) (*Plan, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	if l := c.lowering(); !l.Available() {
-		return nil, c.src.errorf(c.src.key("lowering"), "lowering %q is not available in this version; use %s or %s", l, Grouped, Expand)
-	}
 	layers, found := make(map[string]*Layer, len(c.Layers)), map[string]bool{}
 	for i := range c.Layers {
 		layers[c.Layers[i].Block] = &c.Layers[i]

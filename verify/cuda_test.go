@@ -49,9 +49,6 @@ func TestCUDA(t *testing.T) {
 	for _, family := range testmodels.Families() {
 		for _, dtype := range []onnxpb.TensorProto_DataType{onnxpb.TensorProto_FLOAT, onnxpb.TensorProto_FLOAT16} {
 			for _, lowering := range fusion.Lowerings {
-				if !lowering.Available() {
-					continue
-				}
 				t.Run(fmt.Sprintf("%s/%v/%s", family.Name, dtype, lowering), func(t *testing.T) {
 					onCUDA(t, family, dtype, lowering, cuda)
 				})
