@@ -88,7 +88,7 @@ func charFolder(t *testing.T) string {
 		t.Fatal(err)
 	}
 	writeJSON(t, dir, "tokenizer.json", wordTokenizer(vocab, object{"Regex": `[\s\S]`}, "Isolated", object{"type": "Fuse"}))
-	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false})
+	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "\n", "clean_up_tokenization_spaces": false})
 	writeJSON(t, dir, "generation_config.json", object{"bos_token_id": 0})
 	return dir
 }
@@ -263,7 +263,7 @@ func cappFolder(t *testing.T) string {
 		vocab[word] = int(id.(float64))
 	}
 	writeJSON(t, dir, "tokenizer.json", wordTokenizer(vocab, object{"Regex": `\n`}, "Removed", nil))
-	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false})
+	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<PAD>", "clean_up_tokenization_spaces": false})
 	return dir
 }
 
@@ -294,7 +294,7 @@ func storiesFolder(t *testing.T) string {
 		t.Fatal(err)
 	}
 	write(t, dir, "tokenizer.json", string(data))
-	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true, "clean_up_tokenization_spaces": false})
+	writeJSON(t, dir, "tokenizer_config.json", object{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "add_bos_token": true, "clean_up_tokenization_spaces": false})
 	return dir
 }
 

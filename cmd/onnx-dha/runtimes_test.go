@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"onnx-dha/data/tokenizer"
 	generate "onnx-dha/decode"
 	"onnx-dha/ort"
 	"onnx-dha/testmodels"
@@ -59,8 +58,9 @@ func missing(t *testing.T, what string) {
 	t.Skip(what)
 }
 
-// expected generates greedily with verify's decode loop.
-func expected(t *testing.T, model string, prompt []int64, n int) []int64 {
+// expected generates n tokens greedily after each prompt with verify's decode loop; prompts of unequal length are padded in
+// front. fixed holds inputs that stay the same in every step.
+func expected(t *testing.T, model string, prompts [][]int64, n int, fixed map[string]*ort.Tensor) [][]int64 {
 	t.Helper()
 	if err := ort.OpenDefault(); err != nil {
 		t.Fatal(err)
@@ -70,13 +70,28 @@ func expected(t *testing.T, model string, prompt []int64, n int) []int64 {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	d, err := m.NewDecoder(1, 1, nil)
+	d, err := m.NewDecoder(len(prompts), 1, fixed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var tokens []int64
-	for next := prompt; len(tokens) < n; {
-		out, err := d.Step(t.Context(), [][]int64{next}, nil)
+	longest := 0
+	for _, p := range prompts {
+		longest = max(longest, len(p))
+	}
+	next, real := make([][]int64, len(prompts)), make([][]bool, len(prompts))
+	padded := false
+	for b, p := range prompts {
+		padding := longest - len(p)
+		padded = padded || padding > 0
+		next[b] = slices.Concat(make([]int64, padding), p)
+		real[b] = slices.Concat(make([]bool, padding), slices.Repeat([]bool{true}, len(p)))
+	}
+	if !padded {
+		real = nil
+	}
+	said := make([][]int64, len(prompts))
+	for range n {
+		out, err := d.Step(t.Context(), next, real)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,10 +100,14 @@ func expected(t *testing.T, model string, prompt []int64, n int) []int64 {
 			t.Fatal(err)
 		}
 		shape := out[m.Logits].Shape
-		best := generate.Greedy(scores[len(scores)-int(shape[len(shape)-1]):])
-		tokens, next = append(tokens, best), []int64{best}
+		per, vocabulary := len(scores)/len(prompts), int(shape[len(shape)-1])
+		for b := range prompts {
+			best := generate.Greedy(scores[(b+1)*per-vocabulary : (b+1)*per])
+			said[b], next[b] = append(said[b], best), []int64{best}
+		}
+		real = nil
 	}
-	return tokens
+	return said
 }
 
 func ids(tokens []int64) string {
@@ -97,80 +116,6 @@ func ids(tokens []int64) string {
 		text[i] = strconv.FormatInt(x, 10)
 	}
 	return strings.Join(text, ",")
-}
-
-// transformersCase is a model folder that transformers.js generates from.
-type transformersCase struct {
-	name       string
-	folder     func(t *testing.T) string
-	key, value string // heads that are left
-	prompt     string
-	tokens     int
-}
-
-var transformersCases = []transformersCase{
-	{"char-llama", charFolder, "4", "4", "Shall I compare thee", 60},
-	{"char-llama, decoupled", charFolder, "8", "2", "Shall I compare thee", 60},
-	{"capp-gpt", cappFolder, "2", "2", strings.Join([]string{"geometry_prismatic", "holes_large", "external_threads_yes", "surface_finish_rough", "tolerance_rough", "batch_size_large", "<SOS>"}, "\n"), 12},
-	{"stories260K", storiesFolder, "2", "2", "Once upon a time", 60},
-}
-
-// TestRuntimesTransformers generates text with transformers.js from rewritten folders.
-func TestRuntimesTransformers(t *testing.T) {
-	for _, c := range transformersCases {
-		t.Run(c.name, func(t *testing.T) {
-			dir := c.folder(t)
-			small := filepath.Join(t.TempDir(), "small")
-			text := must(t, "rewrite", dir, "--config", uniform(t, filepath.Join(dir, "onnx", "model.onnx"), c.key, c.value), "-o", small, "--target", "transformersjs")
-			if !strings.Contains(text, "transformers.js 4  can run it") {
-				t.Fatalf("the folder is said not to fit:\n%s", text)
-			}
-			var got struct {
-				Prompt, Tokens []int64
-				Text           string
-			}
-			client(t, &got, "transformers.mjs", small, strconv.Itoa(c.tokens), c.prompt)
-			tokens, err := tokenizer.Open(filepath.Join(small, "tokenizer.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			prompt, err := tokens.Encode(c.prompt)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// The program's tokenizers leave out what a model wants in front of every text.
-			if front := len(got.Prompt) - len(prompt); front < 0 || front > 1 || !slices.Equal(got.Prompt[front:], prompt) {
-				t.Fatalf("the prompt is %v there, %v here", got.Prompt, prompt)
-			}
-			prompt = got.Prompt
-			want := expected(t, filepath.Join(small, "onnx", "model.onnx"), prompt, len(got.Tokens))
-			if !slices.Equal(got.Tokens, want) {
-				t.Errorf("tokens\n%v\nwant\n%v", got.Tokens, want)
-			}
-			// The end of the text is where the folder's generation_config.json says so.
-			if len(got.Tokens) < c.tokens && !slices.Contains(ends(t, small), got.Tokens[len(got.Tokens)-1]) {
-				t.Errorf("%d tokens, want %d or an end of text", len(got.Tokens), c.tokens)
-			}
-			if all := tokens.Decode(slices.Concat(prompt, want)); clean(got.Text) != clean(all) {
-				t.Errorf("text\n%q\nwant\n%q", got.Text, all)
-			}
-			t.Logf("%q", got.Text)
-		})
-	}
-}
-
-// clean takes out what tokenizers disagree on: special tokens, and which space stands between words.
-func clean(text string) string {
-	for _, special := range []string{"<s>", "</s>", "<EOS>"} {
-		text = strings.ReplaceAll(text, special, "")
-	}
-	return strings.Join(strings.Fields(text), " ")
-}
-
-// ends are the tokens that end a text.
-func ends(t *testing.T, dir string) []int64 {
-	v, _ := readJSON(t, filepath.Join(dir, "generation_config.json"))["eos_token_id"].(float64)
-	return []int64{int64(v)}
 }
 
 // TestRuntimesPlain decodes with ONNX Runtime in Go, in Node and in a browser.
@@ -183,7 +128,7 @@ func TestRuntimesPlain(t *testing.T) {
 	must(t, "rewrite", filepath.Join(dir, "model.onnx"), "--config", filepath.Join(dir, "dha.yaml"), "-o", small, "--lowering", "grouped")
 	prompt := []int64{31, 46, 39, 50, 50, 1, 21}
 	const n = 40
-	want := expected(t, small, prompt, n)
+	want := expected(t, small, [][]int64{prompt}, n, nil)[0]
 	check := func(t *testing.T, got []int64) {
 		t.Helper()
 		if !slices.Equal(got, want) {
