@@ -22,6 +22,10 @@ type Facts struct {
 	signed    map[string]bool // symbols that may stand for a negative number; dimensions cannot
 	budget    int             // what may still be spent on folding
 	loops     int             // bodies of loops around the node under inference
+
+	proven      bool                // nothing is granted (see Prove)
+	spreads     map[string][]string // symbols for what dimensions broadcast to: those dimensions, sorted
+	spreadNames map[string]string   // and the other way round
 }
 
 // fact is what is known of one value.

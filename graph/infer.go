@@ -20,12 +20,18 @@ const (
 // Declared types are taken for true for graph inputs. For anything else what is inferred comes first, since exporters
 // write names such as "past_sequence_length + 1" for what is another length; a declaration fills in what is unknown: a
 // whole type, or a dimension that it states as a number.
-func Infer(g *Graph) *Facts {
+func Infer(g *Graph) *Facts { return infer(g, false) }
+
+func infer(g *Graph, proven bool) *Facts {
 	f := &Facts{
 		of:        map[*Value]*fact{},
 		functions: map[opKey]bool{},
 		signed:    map[string]bool{},
 		budget:    foldBudget,
+
+		proven:      proven,
+		spreads:     map[string][]string{},
+		spreadNames: map[string]string{},
 	}
 	for _, fn := range g.Model.Proto.Functions {
 		f.functions[opKey{canonicalDomain(fn.GetDomain()), fn.GetName()}] = true
@@ -49,11 +55,17 @@ func (f *Facts) node(n *Node) {
 	c := &call{Node: n, f: f, out: make([]fact, len(n.Out))}
 	key := opKey{canonicalDomain(n.Domain), n.OpType}
 	r, ok := rules[key]
-	if f.functions[key] {
+	if f.functions[key] || f.proven && !provableOps[key] {
 		ok = false
+	}
+	if ok && f.proven {
+		r = r.cautious(c)
 	}
 	if ok {
 		r.apply(c)
+		if f.proven {
+			c.prune()
+		}
 	} else {
 		for _, body := range n.bodies() {
 			f.body(body, nil)
@@ -84,7 +96,11 @@ func (f *Facts) set(v *Value, fa fact, names bool) {
 	if v.Const() != nil {
 		return
 	}
-	if tt := v.Info.GetType().GetTensorType(); tt != nil {
+	if f.proven {
+		if v.IsInput {
+			fa = f.checked(v)
+		}
+	} else if tt := v.Info.GetType().GetTensorType(); tt != nil {
 		if fa.elem == onnxpb.TensorProto_UNDEFINED {
 			fa.elem = elemType(tt.GetElemType())
 		}

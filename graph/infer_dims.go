@@ -115,6 +115,9 @@ func (f *Facts) size(d Dim) Dim {
 	if hi, ok := f.upper(d); d.lost || ok && hi < 0 {
 		return f.newDim()
 	}
+	if lo, ok := f.lower(d); f.proven && !(ok && lo >= 0) {
+		return f.newDim()
+	}
 	if f.arbitrary(d) {
 		return f.formula(false, "max(%v, %v)", ordered(Int(0), d)...)
 	}
@@ -149,7 +152,7 @@ func (f *Facts) max(a, b Dim) Dim {
 // extent returns the length of what ends d after its start: 0 when d is negative. One less than a dimension counts as a
 // length although the dimension might be 0 (see Facts).
 func (f *Facts) extent(d Dim) Dim {
-	if n, ok := f.lower(d); ok && n == -1 && len(d.terms) > 0 {
+	if n, ok := f.lower(d); ok && n == -1 && len(d.terms) > 0 && !f.proven {
 		return d
 	}
 	return f.max(d, Int(0))
@@ -237,6 +240,8 @@ func (f *Facts) broadcastDim(a, b Dim) Dim {
 	m, aConst := a.Const()
 	n, bConst := b.Const()
 	switch {
+	case f.proven:
+		return f.spread(a, b)
 	case aConst && m == 1:
 		return b
 	case bConst && n == 1:

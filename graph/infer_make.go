@@ -119,6 +119,9 @@ func (c *call) rangeInputs() (start, limit, step number, ok bool) {
 
 // rangeShape is ⌈(limit - start)/step⌉, at least 0.
 func rangeShape(c *call) ([]Dim, bool) {
+	if c.f.proven && c.elem(0) != int64Type {
+		return c.f.newDims(1), true
+	}
 	start, limit, step, ok := c.rangeInputs()
 	if !ok {
 		return c.f.newDims(1), true
@@ -138,6 +141,9 @@ func rangeShape(c *call) ([]Dim, bool) {
 	b, ok2 := limit.integer()
 	d, ok3 := step.integer()
 	n, ok4 := d.Const()
+	if c.f.proven && (c.f.arbitrary(a) || c.f.arbitrary(b)) {
+		return c.f.newDims(1), true
+	}
 	if !ok || !ok2 || !ok3 || !ok4 || n == 0 || n == math.MinInt64 {
 		return c.f.newDims(1), true
 	}

@@ -231,7 +231,7 @@ func (f *Facts) stop(at, dim Dim) Dim {
 	n, constant := at.Const()
 	_, table := dim.Const()
 	// A computed bound of a fixed table, and the first and last element, are there (see Facts).
-	granted := table && !constant || constant && n >= -1 && n <= 1
+	granted := !f.proven && (table && !constant || constant && n >= -1 && n <= 1)
 	switch up, ok := f.upper(at); {
 	case constant && n >= math.MaxInt32 || f.atMost(dim, at):
 		return dim

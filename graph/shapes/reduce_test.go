@@ -1,0 +1,102 @@
+package shapes_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"onnx-dha/fusion"
+	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
+	"onnx-dha/graph/shapes"
+	"onnx-dha/ort"
+	"onnx-dha/rewrite"
+	"onnx-dha/testmodels"
+	"onnx-dha/verify"
+)
+
+// runtime skips a test where ONNX Runtime is not installed.
+func runtime(t *testing.T) {
+	t.Helper()
+	lib, err := ort.Find("")
+	if err == nil {
+		err = ort.Open(lib)
+	}
+	if err != nil {
+		t.Skip(err)
+	}
+}
+
+// same reduces a model and runs it beside what it was: whatever the batch and the lengths, empty caches and steps of
+// decoding included, every number is the same.
+func same(t *testing.T, m *graph.Model) shapes.Result {
+	t.Helper()
+	dir := t.TempDir()
+	before, after := filepath.Join(dir, "before.onnx"), filepath.Join(dir, "after.onnx")
+	if err := m.Save(before, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	res, err := shapes.Reduce(m.Graph)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Save(after, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := verify.Run(context.Background(), verify.Request{Original: before, Rewritten: after, Seed: 5, Steps: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Drift.Lines) == 0 {
+		t.Error("nothing was compared")
+	}
+	for _, l := range r.Drift.Lines {
+		if l.Output == "" || l.Metrics.MaxAbs != 0 {
+			t.Errorf("%s %s: differs by %v %v", l.Case, l.Output, l.Metrics.MaxAbs, l.Broken)
+		}
+	}
+	return res
+}
+
+// A family's graphs, as exporters leave them and with half of the heads in every form, compute the same with less.
+func TestSame(t *testing.T) {
+	runtime(t)
+	for _, f := range testmodels.Families() {
+		for _, low := range []fusion.Lowering{"", fusion.Grouped, fusion.StaticCache, fusion.GQA, fusion.OpAttention} {
+			if low == fusion.StaticCache && !f.Decoder {
+				continue
+			}
+			t.Run(f.Name+"/"+string(low), func(t *testing.T) {
+				m, err := f.Build(testmodels.Options{Layers: 3, Cache: f.Decoder, Seed: 3})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if low != "" {
+					halve(t, m, low)
+				}
+				t.Logf("%+v", same(t, m))
+			})
+		}
+	}
+}
+
+// halve rewrites a model with half of its key heads and half of its value heads.
+func halve(t testing.TB, m *graph.Model, low fusion.Lowering) {
+	t.Helper()
+	blocks := attention.Find(m).Blocks
+	cfg, err := fusion.Draft(blocks, func(b *attention.Block) (int, int, error) { return (b.KVHeads + 1) / 2, (b.ValueHeads + 1) / 2, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Lowering = low
+	plan, err := cfg.Resolve(blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rewrite.Apply(m, plan); err != nil {
+		t.Skip(err)
+	}
+}
