@@ -30,6 +30,7 @@ type Cache struct {
 // Interface is what a runtime has to know of a model's inputs and outputs.
 type Interface struct {
 	Caches []Cache // those that get longer
+	Cross  []Cache // those of cross attention, which stay as the first step has made them
 	Inputs []string
 	// Fused is whether all caches are updated by the runtime's own attention operator, which takes past and present from one
 	// buffer.
@@ -56,9 +57,6 @@ func Describe(m *graph.Model) (*Interface, error) {
 	places := slices.ContainsFunc(s.Inputs, func(in verify.Input) bool { return in.Role == verify.Places })
 	fused := 0
 	for _, c := range s.Caches {
-		if !c.Grows {
-			continue
-		}
 		x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(bothNames.ReplaceAllString(c.Past, "")), Static: places}
 		if n, err := strconv.Atoi(layerNumber.FindString(c.Past)); err == nil {
 			x.Layer = n
@@ -76,6 +74,12 @@ func Describe(m *graph.Model) (*Interface, error) {
 			if symbols := d[0].Symbols(); len(symbols) == 1 {
 				x.Batch = symbols[0]
 			}
+		}
+		if !c.Grows {
+			if len(d) == 4 {
+				out.Cross = append(out.Cross, x)
+			}
+			continue
 		}
 		if n := m.Graph.Value(c.Present).Producer; n != nil && n.OpType == "GroupQueryAttention" {
 			fused++

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/tidwall/gjson"
+	"github.com/tidwall/pretty"
 
 	"onnx-dha/testmodels"
 )
@@ -57,7 +58,21 @@ func TestDescribe(t *testing.T) {
 func TestTransformersVerdicts(t *testing.T) {
 	const llama = `{"model_type": "llama", "hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2}`
 	const gpt2 = `{"model_type": "gpt2", "n_embd": 128, "n_head": 8}`
+	const t5 = `{"model_type": "t5", "is_encoder_decoder": true, "num_heads": 8, "d_kv": 16, "d_model": 64}`
+	const bart = `{"model_type": "bart", "is_encoder_decoder": true, "decoder_attention_heads": 8, "encoder_attention_heads": 4, "d_model": 128}`
+	const decoder = `{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}`
+	const elm = `{"model_type": "openelm", "num_kv_heads": [2, 4], "head_dim": 16}`
+	const seeing = `{"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}}`
 	static, other, unnamed, extra := caches([2]int64{2, 2}), caches([2]int64{2, 2}), caches([2]int64{2, 2}), caches([2]int64{2, 2})
+	crossed := func(heads, crossHeads int64) *Interface {
+		f := caches([2]int64{heads, heads})
+		f.Cross = []Cache{{Past: "past_key_values.0.encoder.key", Present: "present.0.encoder.key", Heads: crossHeads, Dim: 16, Batch: "batch_size"}}
+		f.Inputs = append(f.Inputs, "encoder_hidden_states", "use_cache_branch", "past_key_values.0.encoder.key")
+		return f
+	}
+	unsized := crossed(8, 8)
+	unsized.Cross[0].Batch = "N"
+	files := []string{"decoder_model_merged_fp16.onnx", "encoder_model_fp16.onnx"}
 	for i := range static.Caches {
 		static.Caches[i].Static = true
 		other.Caches[i].Batch = "N"
@@ -69,23 +84,37 @@ func TestTransformersVerdicts(t *testing.T) {
 		f           *Interface
 		config      string
 		four, three string // why each refuses
+		models      []string
 	}{
-		{"uniform", caches([2]int64{2, 2}, [2]int64{2, 2}), llama, "", ""},
-		{"decoupled", caches([2]int64{2, 1}), llama, "", "layer 0 has 2 key heads and 1 value heads"},
-		{"by layer", caches([2]int64{2, 2}, [2]int64{1, 1}), llama, "", "layers have different numbers of heads, 1 to 2"},
-		{"a type without a number of KV heads", caches([2]int64{2, 2}), gpt2, "", "n_head, which is 8"},
-		{"the same with all heads", caches([2]int64{8, 8}), gpt2, "", ""},
-		{"a decoder with an encoder", caches([2]int64{2, 2}), `{"model_type": "t5", "num_heads": 8, "d_kv": 16, "d_model": 64}`, "", "num_heads, which is 8"},
-		{"the same with all heads", caches([2]int64{8, 8}), `{"model_type": "t5", "num_heads": 8, "d_kv": 16, "d_model": 64}`, "", ""},
-		{"another such", caches([2]int64{2, 2}), `{"model_type": "whisper", "decoder_attention_heads": 8, "d_model": 128}`, "", "decoder_attention_heads, which is 8"},
-		{"head size", caches([2]int64{2, 2}), strings.Replace(llama, "128", "64", 1), "", "takes heads for 8 wide; they are 16"},
-		{"static", static, llama, "written in place", "written in place"},
-		{"batch of another name", other, llama, `called "N"`, ""},
-		{"caches of other names", unnamed, llama, "not past_key_values", "not past_key_values"},
-		{"an input nobody feeds", extra, llama, `input "speed"`, `input "speed"`},
-		{"no cache", &Interface{Inputs: []string{"input_ids"}}, llama, "", ""},
+		{"uniform", caches([2]int64{2, 2}, [2]int64{2, 2}), llama, "", "", nil},
+		{"decoupled", caches([2]int64{2, 1}), llama, "", "layer 0 has 2 key heads and 1 value heads", nil},
+		{"by layer", caches([2]int64{2, 2}, [2]int64{1, 1}), llama, "", "layers have different numbers of heads, 1 to 2", nil},
+		{"a type without a number of KV heads", caches([2]int64{2, 2}), gpt2, "", "n_head, which is 8", nil},
+		{"the same with all heads", caches([2]int64{8, 8}), gpt2, "", "", nil},
+		{"a decoder with an encoder", caches([2]int64{2, 2}), `{"model_type": "t5", "num_heads": 8, "d_kv": 16, "d_model": 64}`, "", "num_heads, which is 8", nil},
+		{"the same with all heads", caches([2]int64{8, 8}), `{"model_type": "t5", "num_heads": 8, "d_kv": 16, "d_model": 64}`, "", "", nil},
+		{"another such", caches([2]int64{2, 2}), `{"model_type": "whisper", "decoder_attention_heads": 8, "d_model": 128}`, "", "decoder_attention_heads, which is 8", nil},
+		{"head size", caches([2]int64{2, 2}), strings.Replace(llama, "128", "64", 1), "", "takes heads for 8 wide; they are 16", nil},
+		{"static", static, llama, "written in place", "written in place", nil},
+		{"batch of another name", other, llama, `called "N"`, "", nil},
+		{"caches of other names", unnamed, llama, "not past_key_values", "not past_key_values", nil},
+		{"an input nobody feeds", extra, llama, `input "speed"`, `input "speed"`, nil},
+		{"no cache", &Interface{Inputs: []string{"input_ids"}}, llama, "", "", nil},
+		{"no cache and text to generate", &Interface{Inputs: []string{"input_ids"}, Logits: "logits"}, decoder, "not generate with it", "not generate with it", nil},
+		{"an encoder", &Interface{Inputs: []string{"input_ids", "token_type_ids", "bbox"}, Logits: "logits"}, `{"model_type": "bert"}`, "", "", nil},
+		{"an encoder beside two decoders", crossed(8, 8), t5, "loads decoder_model_merged.onnx", "loads decoder_model_merged.onnx", []string{"decoder_model.onnx", "decoder_with_past_model.onnx", "encoder_model.onnx"}},
+		{"an encoder beside a merged decoder", crossed(8, 8), t5, "", "", files},
+		{"fewer heads of cross attention", crossed(8, 4), t5, "", "cross attention by num_heads, 8 heads of 16", files},
+		{"an encoder of other heads", crossed(8, 4), bart, "", "cross attention by encoder_attention_heads, 4 heads of 32", files},
+		{"a batch of another name in cross attention", unsized, t5, `called "N"`, "", files},
+		{"heads by layer where the type has them", caches([2]int64{2, 2}, [2]int64{4, 4}), elm, "", "", nil},
+		{"others than those", caches([2]int64{2, 2}, [2]int64{2, 2}), elm, "", "caches of [2 4] heads of 16; they have [2 2] of 16", nil},
+		{"three axes", caches([2]int64{8, 8}), `{"model_type": "bloom", "n_head": 8, "hidden_size": 128}`, "", "three axes", nil},
+		{"a newer type", caches([2]int64{2, 2}), `{"model_type": "qwen3_moe"}`, "", "does not know", nil},
+		{"text beside images", caches([2]int64{2, 2}), seeing, "", "", nil},
+		{"text beside images, of other heads", caches([2]int64{1, 1}), strings.Replace(seeing, "num_key_value_heads", "x", 1), "", "by text_config.num_key_value_heads, which is 8", nil},
 	} {
-		got := Check(configFile, c.f, []byte(c.config))
+		got := Check(configFile, c.f, []byte(c.config), c.models)
 		for i, want := range []string{c.four, c.three} {
 			if why := got[i].Why; !strings.Contains(why, want) || (why == "") != (want == "") {
 				t.Errorf("%s: %s refuses for %q, want %q", c.name, got[i].Client, why, want)
@@ -105,6 +134,12 @@ func TestTransformersConfig(t *testing.T) {
 			caches([2]int64{2, 2}), nil, map[string]string{"num_key_value_heads": "2", "num_attention_heads": "8", "head_dim": "", "a": "1"}},
 		{"a head size that does not follow", `{"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 8}`,
 			caches([2]int64{2, 2}), nil, map[string]string{"num_key_value_heads": "2", "head_dim": "16"}},
+		{"a decoder that is a part", `{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8}}`,
+			caches([2]int64{2, 2}), nil, map[string]string{"text_config.num_key_value_heads": "2", "text_config.head_dim": "16", "num_key_value_heads": "", "head_dim": ""}},
+		{"a number for each layer", `{"model_type": "openelm", "num_kv_heads": [4, 8], "head_dim": 16}`,
+			caches([2]int64{2, 2}, [2]int64{4, 4}), nil, map[string]string{"num_kv_heads": "[2,4]", "num_key_value_heads": ""}},
+		{"keys and values apart", `{"model_type": "gpt_bigcode", "n_head": 8, "n_embd": 128, "multi_query": true}`,
+			caches([2]int64{1, 1}), nil, map[string]string{"multi_query": "false", "num_key_value_heads": "1"}},
 		{"decoupled heads", `{"model_type": "llama", "num_key_value_heads": 8}`, caches([2]int64{2, 1}), nil, map[string]string{"num_key_value_heads": "8"}},
 		{"external data", `{"model_type": "llama"}`, caches([2]int64{2, 2}), External{"model.onnx": 1, "model_fp16.onnx": 0},
 			map[string]string{`transformers\.js_config.use_external_data_format.model\.onnx`: "1", `transformers\.js_config.use_external_data_format.model_fp16\.onnx`: ""}},
@@ -117,7 +152,7 @@ func TestTransformersConfig(t *testing.T) {
 			continue
 		}
 		for path, want := range c.want {
-			if got := gjson.GetBytes(out, path).Raw; got != want {
+			if got := string(pretty.Ugly([]byte(gjson.GetBytes(out, path).Raw))); got != want {
 				t.Errorf("%s: %s is %q, want %q in\n%s", c.name, path, got, want, out)
 			}
 		}
@@ -173,7 +208,7 @@ func TestGenAI(t *testing.T) {
 		if all := strings.Join(notes, "\n"); !strings.Contains(all, c.note) || c.note == "" && len(problems) > 0 {
 			t.Errorf("%s: notes %q, problems %q, want %q", c.name, all, problems, c.note)
 		}
-		if why := Check(genaiFile, c.f, out)[0].Why; !strings.Contains(why, c.refused) || (why == "") != (c.refused == "") {
+		if why := Check(genaiFile, c.f, out, nil)[0].Why; !strings.Contains(why, c.refused) || (why == "") != (c.refused == "") {
 			t.Errorf("%s: refused for %q, want %q", c.name, why, c.refused)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,14 +183,14 @@ func (f *Folder) Write(config string, to string, i *Interface, data External) (n
 	if err := os.WriteFile(filepath.Join(to, config), out, 0o666); err != nil {
 		return nil, nil, err
 	}
-	return notes, Check(config, i, out), nil
+	return notes, Check(config, i, out, slices.Sorted(maps.Keys(data))), nil
 }
 
 // Adapt changes names in a rewritten model that runtimes go by, and says which: transformers.js knows the size of a batch
 // in a cache only by the name batch_size.
 func Adapt(m *graph.Model, f *Interface) []string {
 	old := ""
-	for _, c := range f.Caches {
+	for _, c := range slices.Concat(f.Caches, f.Cross) {
 		if c.Batch != "" && c.Batch != transformersBatch && transformersPast.MatchString(c.Past) {
 			old = c.Batch
 		}
@@ -197,9 +198,11 @@ func Adapt(m *graph.Model, f *Interface) []string {
 	if old == "" || !m.RenameSymbol(old, transformersBatch) {
 		return nil
 	}
-	for i := range f.Caches {
-		if f.Caches[i].Batch == old {
-			f.Caches[i].Batch = transformersBatch
+	for _, caches := range [][]Cache{f.Caches, f.Cross} {
+		for i := range caches {
+			if caches[i].Batch == old {
+				caches[i].Batch = transformersBatch
+			}
 		}
 	}
 	return []string{fmt.Sprintf("dimension %s is called %s, the name by which transformers.js knows the size of a batch", old, transformersBatch)}
