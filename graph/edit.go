@@ -95,8 +95,9 @@ func (n *Node) SetInput(i int, v *Value) {
 	}
 }
 
-// SetAttr sets or replaces an attribute.
+// SetAttr sets or replaces an attribute. Nodes that were made alike share the list of theirs, so a new one is made.
 func (n *Node) SetAttr(a *onnxpb.AttributeProto) {
+	n.Proto.Attribute = slices.Clone(n.Proto.Attribute)
 	for i, old := range n.Proto.Attribute {
 		if old.GetName() == a.GetName() {
 			n.Proto.Attribute[i] = a
@@ -108,7 +109,7 @@ func (n *Node) SetAttr(a *onnxpb.AttributeProto) {
 
 // RemoveAttr drops an attribute if it is there.
 func (n *Node) RemoveAttr(name string) {
-	n.Proto.Attribute = slices.DeleteFunc(n.Proto.Attribute, func(a *onnxpb.AttributeProto) bool { return a.GetName() == name })
+	n.Proto.Attribute = slices.DeleteFunc(slices.Clone(n.Proto.Attribute), func(a *onnxpb.AttributeProto) bool { return a.GetName() == name })
 }
 
 // removeNode unlinks a node whose outputs nobody uses.
