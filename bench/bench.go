@@ -16,6 +16,7 @@ import (
 
 	"onnx-dha/decode"
 	"onnx-dha/ort"
+	"onnx-dha/rewrite"
 	"onnx-dha/verify"
 )
 
@@ -229,7 +230,8 @@ func (m *Model) start(c *Case, q Request) (r *runner, why string, err error) {
 	if limit := m.positions(); limit > 0 && c.Length+c.Prompt+q.Warmup+q.Steps > limit {
 		return nil, fmt.Sprintf("it has a table of %d positions", limit), nil
 	}
-	chunk := max(c.capacity(q), c.Prompt)
+	// Whole pieces, as loops that grow their buffers in chunks have them.
+	chunk := (max(c.capacity(q), c.Prompt) + rewrite.PieceLength - 1) / rewrite.PieceLength * rewrite.PieceLength
 	fixed, err := m.fixed(c, q)
 	if err != nil {
 		return nil, "", err

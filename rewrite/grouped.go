@@ -111,12 +111,18 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 	if rep > 1 {
 		x = e.p.Op("Reshape", name+"/rows", []*graph.Value{x, e.p.Ints(name+"/rows_shape", in.target(axis, groups)...)})
 	}
-	e.p.SetInput(n, 0, x)
-	e.p.SetInput(n, 1, axisView{e: e, v: n.In[1], axis: kl.Axis, heads: groups, merged: kl.Outer > 1, single: q.Pair > 0}.split())
+	right := axisView{e: e, v: n.In[1], axis: kl.Axis, heads: groups, merged: kl.Outer > 1, single: q.Pair > 0}
 
-	// Out: the original node stays the product; what it gives is regrouped for its readers.
+	// Out: the original node stays the product, unless it is left to the branches of an If; what it gives is regrouped for
+	// its readers.
 	out := n.Out[0]
-	var z *graph.Value = out
+	z := out
+	if f := (&product{c: c, n: n, first: first, right: c.operand(n, kv.path, right)}).inPieces(rep); f != nil {
+		z = f.multiply(x)
+	} else {
+		e.p.SetInput(n, 0, x)
+		e.p.SetInput(n, 1, right.split())
+	}
 	var reader []*graph.Node
 	step := func(v *graph.Value) {
 		if z == out {
@@ -124,7 +130,7 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		}
 		z = v
 	}
-	if rep > 1 {
+	if rep > 1 && z == out {
 		step(e.p.Op("Reshape", name+"/heads", []*graph.Value{z, e.p.Ints(name+"/heads_shape", in.target(axis, groups*rep)...)}))
 	}
 	if !slices.Equal(rowsOf, want) && (first || !c.reorderOutput(rowsOf)) {

@@ -17,14 +17,37 @@ import (
 type product struct {
 	c       *core
 	n       *graph.Node
+	first   bool    // queries and keys
 	members [][]int // query heads of each group
 	of      []int   // group of each query head
 	place   []int   // place of each query head on the left operand
 	want    []int   // head at each place of the result
 	left    axisView
-	right   *graph.Value // heads on axis, before the transposes
-	axis    int
-	after   []*graph.Node // transposes between right and the product
+	right   operand
+	pieces  *pieces // of padded groups, nil where they are multiplied by rows alone
+}
+
+// operand is the right operand of a product, before the transposes that bring it into the form in which it is multiplied.
+type operand struct {
+	v     *graph.Value
+	axis  int           // of the heads
+	after []*graph.Node // the transposes
+}
+
+func (c *core) operand(n *graph.Node, path *attention.Path, view axisView) operand {
+	if view.merged || view.single {
+		return operand{v: view.split(), axis: view.headAxis()}
+	}
+	o := operand{v: view.v, axis: view.axis}
+	for o.v.Producer.Is("Transpose") && o.v.Graph == n.Graph {
+		t := o.v.Producer
+		before, ok := path.Wires[t.In[0]]
+		if !ok || before.Outer != 1 || before.Inner != 1 || before.Axis < 0 || t.In[0] == path.Projection.Output {
+			break
+		}
+		o = operand{t.In[0], before.Axis, append([]*graph.Node{t}, o.after...)}
+	}
+	return o
 }
 
 // unequalProduct lowers a product with groups of different sizes.
@@ -35,28 +58,17 @@ func (c *core) unequalProduct(n *graph.Node, kv change, of []int, members [][]in
 	if first {
 		q, want = b.Query.Wires[n.In[0]], c.order
 	}
-	p := product{c: c, n: n, members: members, of: of, want: want, place: make([]int, b.Heads)}
+	p := product{c: c, n: n, first: first, members: members, of: of, want: want, place: make([]int, b.Heads)}
 	for i, h := range c.order {
 		p.place[h] = i
 	}
 	p.left = axisView{e: e, v: n.In[0], axis: q.Axis, heads: b.Heads, merged: q.Outer > 1, pair: q.Pair}
 	l := path.Wires[path.Operand]
 	right := axisView{e: e, v: n.In[1], axis: l.Axis, heads: kv.Heads(), merged: l.Outer > 1, single: q.Pair > 0}
-	p.right, p.axis = n.In[1], l.Axis
-	if right.merged || right.single {
-		p.right, p.axis = right.split(), right.headAxis()
-	} else {
-		for p.right.Producer.Is("Transpose") && p.right.Graph == n.Graph && len(p.right.Producer.In[0].Users()) > 0 {
-			t := p.right.Producer
-			before, ok := path.Wires[t.In[0]]
-			if !ok || before.Outer != 1 || before.Inner != 1 || before.Axis < 0 || t.In[0] == path.Projection.Output {
-				break
-			}
-			p.after, p.right, p.axis = append([]*graph.Node{t}, p.after...), t.In[0], before.Axis
-		}
-	}
+	p.right = c.operand(n, path, right)
 	x := p.left.split()
 	few, limit := p.forFewRows(b)
+	p.pieces = p.inPieces(p.largest())
 	var out *graph.Value
 	shape, _ := e.facts.Shape(n.In[0])
 	rows, fixed := shape[len(shape)-2].Const()
@@ -81,23 +93,43 @@ func (p *product) name() string {
 	return p.n.Name
 }
 
-// Estimates of what one position and channel of a head cost on a CPU, in units of the last: reading it from a cache that is
-// larger than the processor's own memory, copying it (the read and the write; the product reads the copy again), and
-// multiplying it with one row of queries. They are orders of magnitude that choose between forms of the same product, not measurements.
+// What a position of a head costs for each of its channels in the products of a step of decoding on a CPU, in processor
+// cycles for 16 float32, fitted to what BenchmarkForms measures on two cores of 2.6 GHz: streaming them from memory,
+// packing them for a product of several rows (keys are transposed in it, but in strips; values are copied in panels that are
+// larger), each row of such a product; for products of one row at a time, each row after the first, which finds the piece in
+// the processor's own memory, and putting its scores in order; and copying a head, which is read and written.
 const (
-	readCost = 10.0
-	copyCost = 25.0
-	rowCost  = 1.0
+	readCost   = 13.0
+	packKeys   = 6.0
+	packValues = 13.0
+	rowCost    = 1.3
+	againCost  = 3.0
+	orderCost  = 0.5
+	copyCost   = 26.0
 )
+
+func packCost(keys bool) float64 {
+	if keys {
+		return packKeys
+	}
+	return packValues
+}
+
+// rowsCost and piecesCost are the costs of a head with the given number of query rows.
+func rowsCost(rows int, keys bool) float64 {
+	return readCost + packCost(keys) + rowCost*float64(rows)
+}
+
+func piecesCost(rows int) float64 {
+	return readCost + againCost*float64(rows-1) + orderCost*float64(rows)
+}
 
 // forFewRows chooses the form for a step of decoding by its cost, and says up to how many rows it is taken.
 func (p *product) forFewRows(b *attention.Block) (form func(*graph.Value) *graph.Value, rows int64) {
-	largest, groups := 0, float64(len(p.members))
-	for _, m := range p.members {
-		largest = max(largest, len(m))
-	}
-	padded := groups * (readCost + rowCost*float64(largest))
-	buckets := groups*(copyCost+readCost) + rowCost*float64(b.Heads)
+	groups := float64(len(p.members))
+	largest := p.largest()
+	padded := groups * rowsCost(largest, p.first)
+	buckets := groups*(copyCost+readCost+packCost(p.first)) + rowCost*float64(b.Heads)
 	if buckets < padded {
 		return p.buckets, 1 << 30 // nothing is multiplied in vain
 	}
@@ -105,6 +137,14 @@ func (p *product) forFewRows(b *attention.Block) (form func(*graph.Value) *graph
 	wasted := rowCost * (groups*float64(largest) - float64(b.Heads))
 	copied := float64(b.Heads)*(copyCost+readCost) - groups*readCost
 	return p.padded, max(int64(copied/wasted), 1)
+}
+
+func (p *product) largest() int {
+	n := 0
+	for _, m := range p.members {
+		n = max(n, len(m))
+	}
+	return n
 }
 
 // fewRows is whether the left operand of a product has at most limit rows.
@@ -146,7 +186,7 @@ func (p *product) heads(of []int) []int {
 // multiply is the product itself, after the transposes of its right operand.
 func (p *product) multiply(x, right *graph.Value) *graph.Value {
 	e := p.c.e
-	for _, t := range p.after {
+	for _, t := range p.right.after {
 		right = e.p.Op("Transpose", t.Name, []*graph.Value{right}, t.Proto.Attribute...)
 	}
 	return e.p.Op("MatMul", p.name()+"/product", []*graph.Value{x, right})
@@ -179,10 +219,7 @@ func (p *product) back(x *graph.Value, order []int) *graph.Value {
 
 // padded makes all groups as large as the largest, short ones by the last member again.
 func (p *product) padded(x *graph.Value) *graph.Value {
-	rep := 0
-	for _, m := range p.members {
-		rep = max(rep, len(m))
-	}
+	rep := p.largest()
 	var order []int
 	for _, m := range p.members {
 		for r := range rep {
@@ -190,7 +227,10 @@ func (p *product) padded(x *graph.Value) *graph.Value {
 		}
 	}
 	x = p.rowsOf(p.gather(x, p.left.headAxis(), "some", p.heads(order)), len(p.members))
-	return p.back(p.apart(p.multiply(x, p.right), len(order)), order)
+	if p.pieces != nil {
+		return p.back(p.pieces.multiply(x), order)
+	}
+	return p.back(p.apart(p.multiply(x, p.right.v), len(order)), order)
 }
 
 // buckets has a product for the groups of each size.
@@ -216,7 +256,7 @@ func (p *product) buckets(x *graph.Value) *graph.Value {
 		if size > 1 {
 			q = p.rowsOf(q, len(groups))
 		}
-		y := p.multiply(q, p.gather(p.right, p.axis, "some", groups))
+		y := p.multiply(q, p.gather(p.right.v, p.right.axis, "some", groups))
 		if size > 1 {
 			y = p.apart(y, len(heads))
 		}
@@ -235,5 +275,5 @@ func (p *product) expanded(x *graph.Value) *graph.Value {
 	for h, g := range p.of {
 		index[p.place[h]] = g
 	}
-	return p.back(p.multiply(x, p.gather(p.right, p.axis, "some", index)), p.c.order)
+	return p.back(p.multiply(x, p.gather(p.right.v, p.right.axis, "some", index)), p.c.order)
 }

@@ -12,6 +12,9 @@ import (
 // shows.
 const spare = 3
 
+// wholeChunks is what the buffers of decoding loops are long a multiple of: models may have forms of their own for these.
+const wholeChunks = 256
+
 // run is one run of the session for callers to whom every cache is one that grows: pasts go into buffers with room behind
 // them where the model wants buffers, and of the presents only what is filled comes back.
 func (m *Model) run(ctx context.Context, in map[string]*ort.Tensor) (map[string]*ort.Tensor, error) {
@@ -57,7 +60,11 @@ func (m *Model) buffered(in map[string]*ort.Tensor) (map[string]*ort.Tensor, err
 			continue
 		}
 		past := in[c.Past]
-		buffer, err := resized(past, c.SeqAxis, int(past.Shape[c.SeqAxis])+m.filled(in)+spare)
+		capacity := int(past.Shape[c.SeqAxis]) + m.filled(in) + spare
+		if capacity%2 == 0 { // every other step of a decoding
+			capacity = (capacity + wholeChunks - 1) / wholeChunks * wholeChunks
+		}
+		buffer, err := resized(past, c.SeqAxis, capacity)
 		if err != nil {
 			return nil, err
 		}
