@@ -109,6 +109,11 @@ func (f *Interface) Uniform() (heads, dim int64, why string) {
 	if why := f.coupled(); why != "" {
 		return 0, 0, why
 	}
+	for _, c := range f.Caches {
+		if c.Dim != f.Caches[0].Dim {
+			return 0, 0, fmt.Sprintf("heads have different sizes, %d in %q and %d in %q", f.Caches[0].Dim, f.Caches[0].Past, c.Dim, c.Past)
+		}
+	}
 	all := slices.Concat(keys, values)
 	if slices.Min(all) != slices.Max(all) {
 		return 0, 0, fmt.Sprintf("layers have different numbers of heads, %d to %d", slices.Min(all), slices.Max(all))
@@ -118,21 +123,27 @@ func (f *Interface) Uniform() (heads, dim int64, why string) {
 
 // coupled says why keys and values of a layer are not alike; empty when they are.
 func (f *Interface) coupled() string {
-	keys, values := f.Heads()
-	if len(keys) == 0 || len(keys) != len(values) {
-		return fmt.Sprintf("it has %d caches of keys and %d of values", len(keys), len(values))
-	}
-	for i, c := range f.Caches {
+	var keys, values []Cache
+	for _, c := range f.Caches {
 		if c.Heads == 0 || c.Dim == 0 {
 			return fmt.Sprintf("cache %q is not [batch, heads, positions, head size] with fixed heads and head size", c.Past)
 		}
-		if c.Dim != f.Caches[0].Dim {
-			return fmt.Sprintf("heads have different sizes, %d in %q and %d in %q", f.Caches[0].Dim, f.Caches[0].Past, c.Dim, f.Caches[i].Past)
+		if c.Value || c.Both {
+			values = append(values, c)
+		}
+		if !c.Value || c.Both {
+			keys = append(keys, c)
 		}
 	}
-	for i := range keys {
-		if keys[i] != values[i] {
-			return fmt.Sprintf("layer %d has %d key heads and %d value heads", i, keys[i], values[i])
+	if len(keys) == 0 || len(keys) != len(values) {
+		return fmt.Sprintf("it has %d caches of keys and %d of values", len(keys), len(values))
+	}
+	for i, k := range keys {
+		switch v := values[i]; {
+		case k.Heads != v.Heads:
+			return fmt.Sprintf("layer %d has %d key heads and %d value heads", i, k.Heads, v.Heads)
+		case k.Dim != v.Dim:
+			return fmt.Sprintf("layer %d has key heads of %d and value heads of %d", i, k.Dim, v.Dim)
 		}
 	}
 	return ""

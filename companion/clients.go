@@ -170,14 +170,15 @@ func layered3(f *Interface, config []byte, k keys) string {
 	for _, n := range gjson.GetBytes(config, k.at+k.heads).Array() {
 		got = append(got, n.Int())
 	}
-	if dim := k.headDim(config, k.queries); !slices.Equal(got, heads) || dim != f.Caches[0].Dim {
+	alike := !slices.ContainsFunc(f.Caches, func(c Cache) bool { return c.Dim != f.Caches[0].Dim })
+	if dim := k.headDim(config, k.queries); !slices.Equal(got, heads) || !alike || dim != f.Caches[0].Dim {
 		return fmt.Sprintf("by %s it makes caches of %v heads of %d; they have %v of %d", k.heads, got, dim, heads, f.Caches[0].Dim)
 	}
 	return ""
 }
 
-// genai makes all caches by num_key_value_heads and head_size; releases from 2026 on take the heads of a layer's keys from
-// the model, and make its values alike.
+// genai makes all caches by num_key_value_heads and head_size; releases from 2026 on take the heads of a layer's keys and
+// their size from the model, and make its values alike. Those of cross attention it makes by num_attention_heads.
 func genai(f *Interface, folder contents) string {
 	config := folder.config
 	if why := f.coupled(); why != "" {
@@ -205,6 +206,11 @@ func genai(f *Interface, folder contents) string {
 			if c.Value == strings.Contains(n.key, "value") && c.Past != strings.Replace(template, "%d", fmt.Sprint(c.Layer), 1) {
 				return fmt.Sprintf("cache %q does not have the name that %s gives: %s", c.Past, n.key, template)
 			}
+		}
+	}
+	for _, c := range f.Cross {
+		if heads, dim := d.Get("num_attention_heads").Int(), d.Get("head_size").Int(); c.Heads != heads || c.Dim != dim {
+			return fmt.Sprintf("it makes caches of cross attention by num_attention_heads and head_size, %d heads of %d; cache %q has %d of %d", heads, dim, c.Past, c.Heads, c.Dim)
 		}
 	}
 	if heads, _, why := f.Uniform(); why == "" && d.Get("num_key_value_heads").Int() != heads {

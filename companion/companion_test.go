@@ -175,6 +175,11 @@ const genaiConfig = `{"model": {"type": "llama", "context_length": 64, "vocab_si
 func TestGenAI(t *testing.T) {
 	plain, fused := caches([2]int64{2, 2}, [2]int64{2, 2}), caches([2]int64{2, 2}, [2]int64{2, 2})
 	fused.Fused = true
+	sized := caches([2]int64{2, 2}, [2]int64{2, 2})
+	sized.Caches[2].Dim, sized.Caches[3].Dim = 8, 8
+	crossed := caches([2]int64{2, 2}, [2]int64{2, 2})
+	crossed.Cross = []Cache{{Past: "past_key_cross_0", Heads: 2, Dim: 16}}
+	parts := strings.Replace(genaiConfig, `"filename": "model.onnx"`, `"pipeline": [{"embeddings": {"filename": "embeddings.onnx"}}, {"layers": {"filename": "model.onnx", "run_on_prompt": true}}]`, 1)
 	both := &Interface{Caches: []Cache{{Past: "past_0", Present: "present_0", Both: true, Heads: 2, Dim: 16}, {Past: "past_1", Present: "present_1", Layer: 1, Both: true, Heads: 2, Dim: 16}}}
 	together := strings.Replace(genaiConfig, `"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"`, `"past_names": "past_%d"`, 1)
 	for _, c := range []struct {
@@ -191,6 +196,12 @@ func TestGenAI(t *testing.T) {
 		{"keys and values in one of another name", strings.Replace(together, "past_%d", "p_%d", 1), both, "false", "num_key_value_heads is 2", `gives: "p_0"`},
 		{"by layer", genaiConfig, caches([2]int64{2, 2}, [2]int64{1, 1}), "false", "stays as it was", ""},
 		{"decoupled", genaiConfig, caches([2]int64{2, 1}), "false", "stays as it was", "keys and values alike"},
+		{"sizes by layer", genaiConfig, sized, "false", "stays as it was: heads have different sizes", ""},
+		{"cross attention", strings.Replace(genaiConfig, `"head_size"`, `"num_attention_heads": 2, "head_size"`, 1), crossed, "false", "", ""},
+		{"fewer heads of cross attention", strings.Replace(genaiConfig, `"head_size"`, `"num_attention_heads": 8, "head_size"`, 1), crossed, "false", "", "by num_attention_heads and head_size, 8 heads of 16"},
+		{"parts", parts, plain, "false", "", ""},
+		{"parts, an unknown field", strings.Replace(parts, "run_on_prompt", "run", 1), plain, "false", "model.decoder.pipeline.layers.run is no field", ""},
+		{"too long", strings.Replace(genaiConfig, `"top_p": 0.5`, `"max_length": 65`, 1), plain, "false", "search.max_length is 65, more than model.context_length, 64", ""},
 		{"an unknown field", strings.Replace(genaiConfig, `"head_size"`, `"heads": 1, "head_size"`, 1), plain, "false", "model.decoder.heads is no field", ""},
 		{"a field of another type", strings.Replace(genaiConfig, `"context_length": 64`, `"context_length": "64"`, 1), plain, "false", "want a whole number", ""},
 		{"a missing field", strings.Replace(genaiConfig, `"vocab_size": 8,`, "", 1), plain, "false", "model.vocab_size is missing", ""},
@@ -227,6 +238,22 @@ func TestGenAIOwnConfigs(t *testing.T) {
 		}
 		for _, p := range CheckGenAI(content, &Interface{}) {
 			t.Errorf("%s: %s", file, p)
+		}
+	}
+}
+
+// The decoder of a configuration of several parts is the one with caches, which leads.
+func TestDecoderOfParts(t *testing.T) {
+	const config = `{"model": {"decoder": {"pipeline": {"a": {"filename": "embed.onnx"}, "b": {"filename": "onnx/layers.onnx"}}}}}`
+	for _, c := range []struct {
+		written []string
+		want    string
+	}{
+		{[]string{"other.onnx", filepath.Join("onnx", "layers.onnx"), "embed.onnx"}, filepath.Join("onnx", "layers.onnx")},
+		{[]string{"other.onnx"}, ""},
+	} {
+		if got := new(Folder).Decoder(genaiFile, []byte(config), c.written); got != c.want {
+			t.Errorf("of %v: %q, want %q", c.written, got, c.want)
 		}
 	}
 }

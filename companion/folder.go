@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/tidwall/gjson"
-
 	"onnx-dha/graph"
 )
 
@@ -150,12 +148,12 @@ func (f *Folder) CopyFile(rel, to string) (err error) {
 }
 
 // Decoder is the model file that the configuration is about, relative to the folder, of those that were written: what
-// genai_config.json names, else the first, so that the one with the most caches should lead.
+// genai_config.json names, else the first. Of several the first is meant, so that the one with the most caches should lead.
 func (f *Folder) Decoder(config string, content []byte, written []string) string {
 	if config == genaiFile {
-		name := gjson.GetBytes(content, "model.decoder.filename").String()
-		if slices.Contains(written, filepath.FromSlash(name)) {
-			return filepath.FromSlash(name)
+		of := decoders(content)
+		if i := slices.IndexFunc(written, func(rel string) bool { return slices.Contains(of, filepath.ToSlash(rel)) }); i >= 0 {
+			return written[i]
 		}
 		return ""
 	}

@@ -58,12 +58,46 @@ var genaiFields = map[string]map[string]kind{
 		"window_size": whole, "pad_value": whole, "alignment": text, "slide_key_value_cache": boolean, "slide_inputs": boolean,
 		"cache_slack": whole, "layers": open,
 	},
+	// Each of the models that a decoder of several parts is made of.
+	pipelinePath: {
+		"filename": text, "run_on_prompt": boolean, "run_on_token_gen": boolean, "is_lm_head": boolean, "inherit_session_options": boolean,
+		"reset_session_idx": whole, "session_options": open, "run_options": open, "inputs": open, "outputs": open, "output_names_forwarder": open,
+	},
 	"search": {
 		"min_length": whole, "max_length": whole, "batch_size": whole, "num_beams": whole, "num_return_sequences": whole, "top_k": whole,
 		"top_p": number, "temperature": number, "repetition_penalty": number, "length_penalty": number, "no_repeat_ngram_size": whole,
 		"diversity_penalty": number, "random_seed": whole, "chunk_size": whole, "do_sample": boolean, "past_present_share_buffer": boolean,
 		"early_stopping": boolean, "blank_penalty": number,
 	},
+}
+
+const pipelinePath = "model.decoder.pipeline"
+
+// pipeline lists the parts of a decoder that is made of several models: objects by name, in a list or in an object.
+func pipeline(content []byte) (names []string, parts []gjson.Result) {
+	add := func(name, part gjson.Result) bool {
+		names, parts = append(names, name.Str), append(parts, part)
+		return true
+	}
+	p := gjson.GetBytes(content, pipelinePath)
+	if p.IsArray() {
+		for _, entry := range p.Array() {
+			entry.ForEach(add)
+		}
+	} else if p.IsObject() {
+		p.ForEach(add)
+	}
+	return names, parts
+}
+
+// decoders lists the model files of a decoder.
+func decoders(content []byte) []string {
+	names := []string{gjson.GetBytes(content, "model.decoder.filename").String()}
+	_, parts := pipeline(content)
+	for _, p := range parts {
+		names = append(names, p.Get("filename").String())
+	}
+	return names
 }
 
 func texts(names ...string) map[string]kind {
@@ -98,13 +132,9 @@ func CheckGenAI(content []byte, f *Interface) (problems []string) {
 	if !gjson.ValidBytes(content) || !gjson.ParseBytes(content).IsObject() {
 		return []string{"it is no JSON object"}
 	}
-	for _, path := range []string{"", "model", "model.decoder", "model.decoder.inputs", "model.decoder.outputs", "model.decoder.sliding_window", "search"} {
-		object := gjson.ParseBytes(content)
-		if path != "" {
-			object = object.Get(path)
-		}
+	checkFields := func(path, shown string, object gjson.Result) {
 		object.ForEach(func(key, value gjson.Result) bool {
-			name := strings.TrimPrefix(path+"."+key.Str, ".")
+			name := strings.TrimPrefix(shown+"."+key.Str, ".")
 			k, known := genaiFields[path][key.Str]
 			switch {
 			case !known:
@@ -115,11 +145,25 @@ func CheckGenAI(content []byte, f *Interface) (problems []string) {
 			return true
 		})
 	}
-	for _, need := range []string{"model.type", "model.context_length", "model.vocab_size", "model.decoder.filename", "model.decoder.head_size",
-		"model.decoder.num_hidden_layers", "model.decoder.num_key_value_heads"} {
+	checkFields("", "", gjson.ParseBytes(content))
+	for _, path := range []string{"model", "model.decoder", "model.decoder.inputs", "model.decoder.outputs", "model.decoder.sliding_window", "search"} {
+		checkFields(path, path, gjson.GetBytes(content, path))
+	}
+	names, parts := pipeline(content)
+	for i, part := range parts {
+		checkFields(pipelinePath, pipelinePath+"."+names[i], part)
+	}
+	needed := []string{"model.type", "model.context_length", "model.vocab_size", "model.decoder.head_size", "model.decoder.num_hidden_layers", "model.decoder.num_key_value_heads"}
+	if len(parts) == 0 {
+		needed = append(needed, "model.decoder.filename")
+	}
+	for _, need := range needed {
 		if !gjson.GetBytes(content, need).Exists() {
 			problems = append(problems, need+" is missing")
 		}
+	}
+	if length, most := gjson.GetBytes(content, "search.max_length"), gjson.GetBytes(content, "model.context_length"); most.Exists() && length.Int() > most.Int() {
+		problems = append(problems, fmt.Sprintf("search.max_length is %d, more than model.context_length, %d", length.Int(), most.Int()))
 	}
 	problems = append(problems, checkNames(content, f)...)
 	if _, dim, why := f.Uniform(); why == "" && gjson.GetBytes(content, "model.decoder.head_size").Int() != dim {
