@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
 
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/ort"
@@ -26,22 +25,11 @@ type roleRow struct {
 	length func(l *Loop, n int) int // nil: one number for each sequence, or one alone
 }
 
-func step(_ *Loop, n int) int  { return n }
-func total(l *Loop, n int) int { return l.filled + n }
+func step(_ *Loop, n int) int { return n }
 
-// mask is 1 for a token and 0 for the padding in front of a sequence.
-func mask(l *Loop, _ [][]int64, b, i, _ int) int64 {
-	if i < l.padding[b] {
-		return 0
-	}
-	return 1
-}
-
-// roles has a row for each kind of input that follows from the tokens so far.
+// roles has a row for each kind of input that follows from the tokens so far, but for masks.
 var roles = map[verify.Role]roleRow{
 	verify.TokenIDs:  {func(_ *Loop, tokens [][]int64, b, i, _ int) int64 { return tokens[b][i] }, step},
-	verify.MaskOnes:  {mask, total},
-	verify.MaskHides: {func(l *Loop, t [][]int64, b, i, n int) int64 { return 1 - mask(l, t, b, i, n) }, total},
 	verify.Positions: {func(l *Loop, _ [][]int64, b, i, _ int) int64 { return int64(max(l.filled+i-l.padding[b], 0)) }, step},
 	verify.Places:    {func(l *Loop, _ [][]int64, _, i, _ int) int64 { return int64(l.filled + i) }, step},
 	verify.Segments:  {func(*Loop, [][]int64, int, int, int) int64 { return 0 }, step},
@@ -69,18 +57,17 @@ func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
 			continue
 		}
 		row, known := roles[in.Role]
+		form, masked := l.m.masks[in.Name]
 		switch {
 		case in.Role == verify.TokenIDs && in.Name != l.m.Tokens:
 			known = false
-		case isMask(in) && queryMask(in):
-			s, err := l.queryMask(in)
+		case masked:
+			s, err := l.mask(in, form)
 			if err != nil {
 				return nil, err
 			}
 			out = append(out, s)
 			continue
-		case isMask(in):
-			known = known && maskOf(in)
 		}
 		if !known {
 			return nil, fmt.Errorf("model %q: nothing tells what input %q (%s) of shape %v holds in a step; give its tensor", l.m.Path, in.Name, in.Role, in.Dims)
@@ -92,70 +79,6 @@ func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
 		out = append(out, s)
 	}
 	return out, nil
-}
-
-func isMask(in verify.Input) bool { return in.Role == verify.MaskOnes || in.Role == verify.MaskHides }
-
-// maskOf reports whether an input marks the positions of [batch, positions].
-func maskOf(in verify.Input) bool {
-	return len(in.Dims) == 2 && !strings.Contains(strings.ToLower(in.Name), "encoder")
-}
-
-// queryMask reports whether an input marks, for each new token, the positions that it may look at: [batch, queries,
-// positions] or [batch, heads or 1, queries, positions]. What a mask of floating-point numbers of this form does to the
-// scores, multiply them or be added to them, its shape does not tell.
-func queryMask(in verify.Input) bool {
-	return (len(in.Dims) == 3 || len(in.Dims) == 4) && integers[in.DType] > 0 && !strings.Contains(strings.ToLower(in.Name), "encoder")
-}
-
-// masks reports whether the model has a mask in which padding can be marked.
-func (l *Loop) masks() bool {
-	return slices.ContainsFunc(l.m.Inputs, func(in verify.Input) bool {
-		if !isMask(in) {
-			return false
-		}
-		_, fixed := in.Dims[0].Const()
-		return maskOf(in) || queryMask(in) && (!fixed || l.batch == 1)
-	})
-}
-
-// queryMask makes a mask in which every token sees itself and what stands before it, but the padding. Padding sees itself,
-// because a row that hides everything may be no number.
-func (l *Loop) queryMask(in verify.Input) (source, error) {
-	width, write, err := writer(in.DType)
-	if err != nil {
-		return source{}, fmt.Errorf("model %q: input %q (%s): %w", l.m.Path, in.Name, in.Role, err)
-	}
-	var memory ort.Tensor
-	return source{in.Name, func(l *Loop, _ [][]int64, n int) (*ort.Tensor, error) {
-		shape, err := l.m.Shape(in, verify.Case{Name: "decode", Batch: l.batch, Seq: n, Past: l.filled, Encoder: 1})
-		if err != nil {
-			return nil, err
-		}
-		rank, positions := len(shape), l.filled+n
-		if shape[rank-2] != int64(n) || shape[rank-1] != int64(positions) || shape[0] != 1 && shape[0]%int64(l.batch) != 0 {
-			return nil, fmt.Errorf("it has shape %v for %d tokens of %d sequences after %d; want [batch, …, tokens, positions]", shape, n, l.batch, l.filled)
-		}
-		t, err := l.tensor(&memory, in.DType, shape)
-		if err != nil {
-			return nil, err
-		}
-		rows := len(t.Raw) / (width * n * positions)
-		for row := range rows {
-			padding := l.padding[row*l.batch/rows]
-			for i := range n {
-				for j := range positions {
-					at := l.filled + i
-					x := int64(0)
-					if (j == at || padding <= j && j < at) != (in.Role == verify.MaskHides) {
-						x = 1
-					}
-					write(t.Raw[((row*n+i)*positions+j)*width:][:width], x)
-				}
-			}
-		}
-		return t, nil
-	}}, nil
 }
 
 // source makes an input by its row.

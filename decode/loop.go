@@ -205,8 +205,10 @@ func (l *Loop) align(tokens [][]int64, n int) ([][]int64, error) {
 			continue
 		case l.filled > 0:
 			return nil, fmt.Errorf("model %q: sequence %d has %d tokens and another %d; only the first may differ in length", l.m.Path, b, len(row), n)
+		case l.m.CountsTokens():
+			return nil, fmt.Errorf("model %q counts the tokens of its mask and takes them for the first positions (GroupQueryAttention), so prompts have to be equally long: sequence %d has %d tokens, another %d", l.m.Path, b, len(row), n)
 		case !l.masks():
-			return nil, fmt.Errorf("model %q has no mask of [batch, positions], so prompts have to be equally long: sequence %d has %d tokens, another %d", l.m.Path, b, len(row), n)
+			return nil, fmt.Errorf("model %q has no mask in which padding could be marked, so prompts have to be equally long: sequence %d has %d tokens, another %d", l.m.Path, b, len(row), n)
 		}
 		l.padding[b] = missing
 		out[b] = append(make([]int64, missing), row...)

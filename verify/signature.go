@@ -127,6 +127,10 @@ func isFloat(t onnxpb.TensorProto_DataType) bool {
 func isBool(t onnxpb.TensorProto_DataType) bool { return t == onnxpb.TensorProto_BOOL }
 func isReal(t onnxpb.TensorProto_DataType) bool { return isInt(t) || isFloat(t) || isBool(t) }
 
+// CountsTokens reports whether an operator of the model counts the tokens of a mask and takes them for the first positions,
+// so that padding in front of a sequence means nothing to it.
+func (s *Signature) CountsTokens() bool { return s.lengths }
+
 // Describe reads a model's signature.
 func Describe(m *graph.Model) (*Signature, error) {
 	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, buffers: map[string]bool{}, Precision: onnxpb.TensorProto_FLOAT}
