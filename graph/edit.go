@@ -112,8 +112,8 @@ func (n *Node) RemoveAttr(name string) {
 	n.Proto.Attribute = slices.DeleteFunc(slices.Clone(n.Proto.Attribute), func(a *onnxpb.AttributeProto) bool { return a.GetName() == name })
 }
 
-// removeNode unlinks a node whose outputs nobody uses.
-func (g *Graph) removeNode(n *Node) {
+// unlinkNode takes a node whose outputs nobody uses off everything but the list of nodes.
+func (g *Graph) unlinkNode(n *Node) {
 	for i := range n.In {
 		n.SetInput(i, nil)
 	}
@@ -125,7 +125,6 @@ func (g *Graph) removeNode(n *Node) {
 			delete(g.values, o.Name)
 		}
 	}
-	g.Nodes = slices.DeleteFunc(g.Nodes, func(m *Node) bool { return m == n })
 }
 
 // unlink takes a dying body's nodes and outputs off the user lists of outer values.
@@ -158,8 +157,8 @@ func (n *Node) bodies() []*Graph {
 func (g *Graph) RemoveDead(keep map[any]bool) (nodes, inits int) {
 	for again := true; again; {
 		again = false
-		for i := len(g.Nodes) - 1; i >= 0; i-- {
-			n := g.Nodes[i]
+		gone := map[*Node]bool{}
+		for _, n := range slices.Backward(g.Nodes) {
 			if keep[n] || !n.dead() {
 				for _, b := range n.bodies() {
 					bodyNodes, bodyInits := b.RemoveDead(keep)
@@ -168,10 +167,12 @@ func (g *Graph) RemoveDead(keep map[any]bool) (nodes, inits int) {
 				}
 				continue
 			}
-			g.removeNode(n)
+			g.unlinkNode(n)
+			gone[n] = true
 			nodes++
 			again = true
 		}
+		g.Nodes = slices.DeleteFunc(g.Nodes, func(n *Node) bool { return gone[n] })
 	}
 	g.Inits = slices.DeleteFunc(g.Inits, func(v *Value) bool {
 		if len(v.users) > 0 || keep[v] || v.IsInput {
