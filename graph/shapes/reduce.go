@@ -7,6 +7,7 @@ package shapes
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"onnx-dha/graph"
@@ -43,7 +44,7 @@ func Reduce(g *graph.Graph) (Result, error) {
 		return res, nil
 	}
 	keep := g.Dead()
-	r := &reducer{facts: graph.Prove(g), p: graph.NewPatch(g), now: map[*graph.Value]*graph.Value{}, derived: map[*graph.Value]bool{}, res: &res}
+	r := &reducer{facts: graph.Prove(g), p: graph.NewPatch(g), now: map[*graph.Value]*graph.Value{}, derived: map[*graph.Value]bool{}, placed: map[*graph.Value]bool{}, res: &res}
 	r.nodes(g, &scope{home: g, content: map[string]*graph.Value{}, results: map[string][]*graph.Value{}})
 	if !r.changed {
 		return res, nil
@@ -99,6 +100,7 @@ type reducer struct {
 	p       *graph.Patch
 	now     map[*graph.Value]*graph.Value // what readers of a value get in its place
 	derived map[*graph.Value]bool         // floats that are made of integers and constants only, as masks are
+	placed  map[*graph.Value]bool         // made of the places of elements, as masks are
 	changed bool
 	res     *Result
 }
@@ -157,6 +159,7 @@ func (r *reducer) nodes(g *graph.Graph, s *scope) {
 		if bodies > 0 {
 			continue
 		}
+		r.place(n)
 		r.target(n, s)
 		r.repeated(n, s)
 		for _, v := range n.Out {
@@ -178,6 +181,19 @@ func (r *reducer) current(v *graph.Value) *graph.Value {
 	return v
 }
 
+// placing are the operators that make numbers out of the places of elements.
+var placing = map[string]bool{"CumSum": true, "EyeLike": true, "NonZero": true, "Range": true, "Trilu": true}
+
+// place notes whether the results of n are made of the places of elements.
+func (r *reducer) place(n *graph.Node) {
+	placed := placing[n.OpType] || slices.ContainsFunc(n.In, func(v *graph.Value) bool { return r.placed[v] })
+	if placed && !n.Is("Shape") && !n.Is("Size") {
+		for _, v := range n.Out {
+			r.placed[v] = true
+		}
+	}
+}
+
 // elements finds an earlier value with the elements of v, or makes it a constant.
 func (r *reducer) elements(v *graph.Value, s *scope) {
 	elem := r.facts.Elem(v)
@@ -191,7 +207,8 @@ func (r *reducer) elements(v *graph.Value, s *scope) {
 	key, numbers, ok := describe(elem, k)
 	switch {
 	case !ok:
-	case numbers != nil:
+	case numbers != nil && r.placed[v]: // the runtime folds it, and readers of the graph see what it means
+	case numbers != nil && elem != onnxpb.TensorProto_BOOL:
 		r.stand(v, r.constant(s, elem, k.Shape, numbers))
 		r.res.Constants++
 	case s.valueOf(key) != nil:
