@@ -55,14 +55,14 @@ func start(t testing.TB, m *Model, o Options) *Loop {
 }
 
 // independent is the decode loop of package verify on the same model.
-func independent(t testing.TB, path string, batch int) *verify.Decoder {
+func independent(t testing.TB, path string, batch int, fixed map[string]*ort.Tensor) *verify.Decoder {
 	t.Helper()
 	m, err := verify.Open(path, single)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	d, err := m.NewDecoder(batch, 1, nil)
+	d, err := m.NewDecoder(batch, 1, fixed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func compareLoops(t *testing.T, path string, o Options, lengths []int, steps int
 	m := load(t, path)
 	o.Batch = len(lengths)
 	l := start(t, m, o)
-	d := independent(t, path, len(lengths))
+	d := independent(t, path, len(lengths), o.Inputs)
 	r := rand.New(rand.NewPCG(7, 7))
 	var tokens [][]int64
 	for _, n := range lengths {
@@ -102,6 +102,9 @@ func compareLoops(t *testing.T, path string, o Options, lengths []int, steps int
 			}
 			padded[b] = slices.Concat(make([]int64, missing), row)
 			real[b] = slices.Concat(make([]bool, missing), slices.Repeat([]bool{true}, len(row)))
+		}
+		if slices.Min(lengths) == longest {
+			real = nil
 		}
 		out, err := d.Step(t.Context(), padded, real)
 		if err != nil {
@@ -222,6 +225,73 @@ func TestGoldenText(t *testing.T) {
 	}
 	if want := golden.Greedy.Tokens[:slices.Index(golden.Greedy.Tokens, stop)]; !slices.Equal(got, want) {
 		t.Errorf("until %d: got %v, want %v", stop, got, want)
+	}
+}
+
+// Several prompts side by side say what each says alone, whenever each of them stops, with whatever caches.
+func TestGenerateAll(t *testing.T) {
+	runtime(t)
+	dir, err := testmodels.CharLlama()
+	if err != nil {
+		t.Skip(err)
+	}
+	original := filepath.Join(dir, "model.onnx")
+	all := func(b *attention.Block) (keys, values int) { return b.KVHeads, b.ValueHeads }
+	// The longest is near the end of a static cache of one chunk, which has to grow on the way.
+	long := slices.Repeat([]int64{31, 46, 39, 50, 50, 1, 21, 1, 41, 53, 51, 54, 39, 56, 43, 1}, 15)
+	prompts := [][]int64{long, {27}, {35, 46, 43, 52, 1, 44, 53, 56, 58, 63}}
+	const n, newline = 60, 0
+	generate := func(path string) [][]int64 {
+		m := load(t, path)
+		got, err := m.GenerateAll(t.Context(), prompts, n, nil, newline)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b, prompt := range prompts {
+			var want []int64
+			for token, err := range m.Generate(t.Context(), prompt, nil, newline) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want = append(want, token); len(want) == n {
+					break
+				}
+			}
+			if !slices.Equal(got[b], want) {
+				t.Errorf("%s, sequence %d: beside others\n%v, alone\n%v", path, b, got[b], want)
+			}
+		}
+		return got
+	}
+	same := func(name string, heads func(*attention.Block) (int, int), want [][]int64) {
+		for _, lowering := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache} {
+			got := generate(trial.Rewrite(t, original, lowering, heads))
+			if want == nil {
+				want = got
+			}
+			for b := range want {
+				if !slices.Equal(got[b], want[b]) {
+					t.Errorf("%s, %s, sequence %d: %v, want %v", name, lowering, b, got[b], want[b])
+				}
+			}
+		}
+	}
+	want := generate(original)
+	if len(want[0]) == len(want[1]) && len(want[1]) == len(want[2]) {
+		t.Errorf("all sequences stop after %d tokens; want them to stop at different times", len(want[0]))
+	}
+	same("all heads", all, want)
+	same("fewer heads", fewer, nil)
+}
+
+// Buffers are a multiple of 256 positions long unless the caller says otherwise.
+func TestChunk(t *testing.T) {
+	m := load(t, trial.Rewrite(t, trial.Model(t, "llama", testmodels.Options{Cache: true}), fusion.StaticCache, fewer))
+	l := start(t, m, Options{})
+	for _, c := range []struct{ reserve, want int }{{1, 256}, {256, 256}, {257, 512}, {100, 512}, {700, 768}} {
+		if err := l.Reserve(c.reserve); err != nil || l.Capacity() != c.want || Chunk%256 != 0 {
+			t.Errorf("room for %d positions: %d (%v), want %d", c.reserve, l.Capacity(), err, c.want)
+		}
 	}
 }
 

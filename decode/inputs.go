@@ -56,6 +56,10 @@ func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
 		if slices.ContainsFunc(l.caches, func(c *cache) bool { return c.Past == in.Name }) {
 			continue
 		}
+		if i := slices.IndexFunc(l.cross, func(c *cross) bool { return c.Past == in.Name }); i >= 0 {
+			out = append(out, l.crossPast(l.cross[i]))
+			continue
+		}
 		row, known := roles[in.Role]
 		form, masked := l.m.masks[in.Name]
 		switch {

@@ -2,6 +2,7 @@ package decode
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -9,13 +10,15 @@ import (
 	"onnx-dha/ort"
 )
 
-// Chunk is the number of positions by which buffers grow: a step computes over the whole of a static cache, filled or not.
+// Chunk is the number of positions by which buffers grow. A step computes over the whole of a static cache, filled or not, so
+// that it should not be much longer than it has to be; graphs with static caches may have a faster form for buffers whose length
+// is a multiple of 256, which every multiple of Chunk is.
 const Chunk = 256
 
 // Options of a loop. The zero value is one sequence.
 type Options struct {
 	Batch int // sequences that are decoded side by side; 0 means 1
-	Chunk int // positions by which buffers grow; 0 means Chunk
+	Chunk int // positions by which buffers grow, best a multiple of 256; 0 means Chunk
 	// Inputs holds what stays the same in every step and cannot be told from the tokens, such as an encoder's states.
 	Inputs map[string]*ort.Tensor
 }
@@ -27,6 +30,7 @@ type Loop struct {
 	batch    int
 	chunk    int
 	caches   []*cache
+	cross    []*cross
 	capacity int   // of static caches
 	filled   int   // positions so far, padding counted
 	padding  []int // positions in front of each sequence that hold no token
@@ -56,8 +60,12 @@ func (m *Model) Start(o Options) (*Loop, error) {
 }
 
 func (l *Loop) prepare(fixed map[string]*ort.Tensor) (err error) {
-	for _, c := range l.m.growing() {
-		l.caches = append(l.caches, &cache{CachePair: c})
+	for _, c := range l.m.Caches {
+		if c.Grows {
+			l.caches = append(l.caches, &cache{CachePair: c})
+		} else if fixed[c.Past] == nil {
+			l.cross = append(l.cross, &cross{CachePair: c})
+		}
 	}
 	if l.inputs, err = l.sources(fixed); err != nil {
 		return err
@@ -94,6 +102,9 @@ func (l *Loop) Rewind(n int) error {
 	if n == 0 {
 		clear(l.padding)
 		l.tokens = nil
+		for _, c := range l.cross {
+			c.kept = nil
+		}
 	}
 	if l.m.Static {
 		return nil
@@ -233,10 +244,13 @@ func (l *Loop) run(ctx context.Context, tokens [][]int64, n int) error {
 			return err
 		}
 	}
-	if err := l.bind.PlaceHost(l.m.Logits); err != nil {
+	if err := errors.Join(l.bind.PlaceHost(l.m.Logits), l.placeCross()); err != nil {
 		return err
 	}
 	if err := l.bind.Run(ctx); err != nil {
+		return err
+	}
+	if err := l.keepCross(); err != nil {
 		return err
 	}
 	if l.m.host || l.m.Static {

@@ -15,6 +15,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,7 +41,12 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 	vocabulary := flags.String("tokenizer", "", "the tokenizer `FILE`")
 	count := flags.Int("n", 100, "generate `N` tokens")
 	threads := flags.Int("threads", 0, "use `N` threads (default: the runtime chooses)")
-	stop := flags.Int64("stop", -1, "end at token `ID`")
+	var stop []int64
+	flags.Func("stop", "end at token `ID`; may be given several times", func(s string) error {
+		id, err := strconv.ParseInt(s, 10, 64)
+		stop = append(stop, id)
+		return err
+	})
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -65,6 +72,11 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 		return err
 	}
 
+	// A model with a table of positions knows so many; the last token is not fed any more.
+	if most := m.MaxPositions(); most > 0 {
+		*count = min(*count, most-len(prompt)+1)
+	}
+
 	loop, err := m.Start(decode.Options{})
 	if err != nil {
 		return err
@@ -83,7 +95,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 			return err
 		}
 		token := decode.Greedy(scores)
-		if token == *stop {
+		if slices.Contains(stop, token) {
 			break
 		}
 		next = []int64{token}

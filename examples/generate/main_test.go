@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -45,6 +47,39 @@ func TestGenerate(t *testing.T) {
 		if !strings.Contains(log.String(), "128 tokens") || !strings.Contains(log.String(), cache) {
 			t.Errorf("log %q, want 128 tokens and a %s", log.String(), cache)
 		}
+	}
+}
+
+// A text ends at any of the tokens that end one, and where the model knows no further positions.
+func TestEnds(t *testing.T) {
+	vocabulary := filepath.Join(t.TempDir(), "vocab.json")
+	words := map[string]int{}
+	for i := range 64 {
+		words[string(rune('0'+i))] = i
+	}
+	data, err := json.Marshal(words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(vocabulary, data, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	model := trial.Model(t, "gpt2", testmodels.Options{Cache: true, MaxSeq: 8})
+	say := func(args ...string) (said []rune, log string) {
+		var out, errs strings.Builder
+		if err := run(t.Context(), append([]string{"-model", model, "-tokenizer", vocabulary, "-threads", "1"}, args...), &out, &errs); err != nil {
+			t.Fatal(err)
+		}
+		return []rune(strings.TrimSuffix(out.String(), "\n")), errs.String()
+	}
+	said, log := say("012")
+	if !strings.Contains(log, "6 tokens") {
+		t.Errorf("after 3 tokens of 8 positions: %s", log)
+	}
+	third := said[5]
+	first := slices.Index(said[3:], third) // where that token is said first
+	if _, log := say("-stop", "63", "-stop", strconv.Itoa(int(third-'0')), "012"); !strings.Contains(log, strconv.Itoa(first)+" tokens") {
+		t.Errorf("until %q: %s, want %d tokens", third, log, first)
 	}
 }
 
