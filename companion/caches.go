@@ -81,7 +81,7 @@ func Describe(m *graph.Model) (*Interface, error) {
 			}
 			continue
 		}
-		if n := m.Graph.Value(c.Present).Producer; n != nil && n.OpType == "GroupQueryAttention" {
+		if s.SharesBuffer(m.Graph, c) {
 			fused++
 		}
 		out.Caches = append(out.Caches, x)

@@ -10,6 +10,7 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/internal/trial"
 	"onnx-dha/testmodels"
@@ -107,8 +108,10 @@ var (
 	four  = []any{"batch_size", 1, "sequence_length", "total_sequence_length"}
 )
 
-// Masks of all forms hide what comes later and the padding, and give what the model's own mask of positions gives, as it is
-// and rewritten, with growing caches and static ones that are longer than the mask.
+func two(*attention.Block) (keys, values int) { return 2, 2 }
+
+// Masks of all forms hide what comes later and the padding, and give what the model's own mask of positions gives; rewritten,
+// with growing caches and with static ones that are longer than the mask, they give what the tied reference does.
 func TestMasks(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -131,8 +134,17 @@ func TestMasks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			plain, masked := remask(t, c.edit, c.dtype, c.dims...)
 			sameScores(t, plain, masked)
-			for _, lowering := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache} {
-				sameScores(t, trial.Rewrite(t, plain, lowering, fewer), trial.Rewrite(t, masked, lowering, fewer))
+			for _, r := range []struct {
+				heads     trial.Heads
+				lowerings []fusion.Lowering
+			}{
+				{fewer, []fusion.Lowering{fusion.Expand, fusion.Grouped, fusion.StaticCache}},
+				{two, []fusion.Lowering{fusion.GQA, fusion.OpAttention}},
+			} {
+				tied := trial.Tie(t, masked, r.heads)
+				for _, lowering := range r.lowerings {
+					t.Run(string(lowering), func(t *testing.T) { sameScores(t, tied, trial.Rewrite(t, masked, lowering, r.heads)) })
+				}
 			}
 		})
 	}

@@ -51,9 +51,9 @@ func Open(path string, o ort.Options) (*Model, error) {
 		}
 	}
 	for _, c := range sig.Caches {
-		m.Static = m.Static || c.Grows && static(g.Graph, c)
+		m.Static = m.Static || c.Grows && static(sig, g.Graph, c)
 	}
-	if m.Static && slices.ContainsFunc(sig.Caches, func(c verify.CachePair) bool { return c.Grows && !static(g.Graph, c) }) {
+	if m.Static && slices.ContainsFunc(sig.Caches, func(c verify.CachePair) bool { return c.Grows && !static(sig, g.Graph, c) }) {
 		return nil, fmt.Errorf("model %q: some of its caches are static and some are not", path)
 	}
 	if m.session, err = ort.NewSession(path, o); err != nil {
@@ -67,9 +67,9 @@ func (m *Model) Close() error { return m.session.Close() }
 
 // static reports whether a cache can be a buffer: its past and its present are equally long, or it goes through an
 // operator that takes both from one buffer.
-func static(g *graph.Graph, c verify.CachePair) bool {
-	if n := g.Value(c.Present).Producer; n != nil && n.OpType == "GroupQueryAttention" && n.Domain == "com.microsoft" {
-		return n.Input(3) == g.Value(c.Past) || n.Input(4) == g.Value(c.Past)
+func static(s *verify.Signature, g *graph.Graph, c verify.CachePair) bool {
+	if s.SharesBuffer(g, c) {
+		return true
 	}
 	past, ok := dim(g.Value(c.Past), c.SeqAxis)
 	if !ok {

@@ -75,6 +75,33 @@ func isBuffer(past, present *graph.Value, axis int) bool {
 	return dim(past) == rewrite.CacheLength && dim(present) == rewrite.CacheLength
 }
 
+// SharesBuffer reports whether a cache goes through an operator that takes past and present from one buffer of any length and
+// is told how much of it is filled: com.microsoft.GroupQueryAttention. Where the model counts what is filled by the length of a
+// past, that cannot be a buffer.
+func (s *Signature) SharesBuffer(g *graph.Graph, c CachePair) bool {
+	n := g.Value(c.Present).Producer
+	if n == nil || operator(n) != "com.microsoft GroupQueryAttention" {
+		return false
+	}
+	if past := g.Value(c.Past); n.Input(3) != past && n.Input(4) != past {
+		return false
+	}
+	seen, queue := map[*graph.Value]bool{}, []*graph.Value{n.Input(5), n.Input(6)}
+	for len(queue) > 0 {
+		var v *graph.Value
+		v, queue = queue[0], queue[1:]
+		switch {
+		case v == nil || seen[v]:
+		case s.cacheOf(v.Name) != nil:
+			return false
+		case v.Producer != nil:
+			queue = append(queue, v.Producer.In...)
+		}
+		seen[v] = true
+	}
+	return true
+}
+
 // sameKind reports whether an output could take the place of an input: same type, same rank, as far as declared.
 func sameKind(in *Input, out *graph.Value) bool {
 	if len(in.Dims) < 3 {

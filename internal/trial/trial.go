@@ -27,9 +27,26 @@ func Model(t testing.TB, family string, o testmodels.Options) string {
 	return save(t, m, "model.onnx")
 }
 
+// Heads says how many key and value heads a block keeps.
+type Heads func(*attention.Block) (keys, values int)
+
 // Rewrite writes the model at path with as many key and value heads in each block as heads says, and returns the path of
 // the result.
-func Rewrite(t testing.TB, path string, lowering fusion.Lowering, heads func(*attention.Block) (keys, values int)) string {
+func Rewrite(t testing.TB, path string, lowering fusion.Lowering, heads Heads) string {
+	t.Helper()
+	return change(t, path, "rewritten.onnx", lowering, heads, func(m *graph.Model, plan *fusion.Plan) error {
+		_, err := rewrite.Apply(m, plan)
+		return err
+	})
+}
+
+// Tie writes the tied reference of that.
+func Tie(t testing.TB, path string, heads Heads) string {
+	t.Helper()
+	return change(t, path, "tied.onnx", fusion.Auto, heads, rewrite.Tie)
+}
+
+func change(t testing.TB, path, name string, lowering fusion.Lowering, heads Heads, apply func(*graph.Model, *fusion.Plan) error) string {
 	t.Helper()
 	m, err := graph.Load(path)
 	if err != nil {
@@ -49,10 +66,10 @@ func Rewrite(t testing.TB, path string, lowering fusion.Lowering, heads func(*at
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := rewrite.Apply(m, plan); err != nil {
+	if err := apply(m, plan); err != nil {
 		t.Fatal(err)
 	}
-	return save(t, m, "rewritten.onnx")
+	return save(t, m, name)
 }
 
 func save(t testing.TB, m *graph.Model, name string) string {
