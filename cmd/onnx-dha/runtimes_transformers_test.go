@@ -102,7 +102,7 @@ func TestRuntimesTransformers(t *testing.T) {
 			model := filepath.Join(small, "onnx", "model.onnx")
 			want := expected(t, model, got.Prompts, n, nil)
 			sameTokens(t, "transformers.js", got.Tokens, want)
-			sameTokens(t, "the loop of servers", looped(t, model, got.Prompts, n), want)
+			sameTokens(t, "the loop of servers", looped(t, model, got.Prompts, n, nil), want)
 			for b, row := range want {
 				// All go on until each has come to the end that the folder's generation_config.json gives, or is long enough.
 				if n < c.tokens && !slices.Contains(row, end(t, small)) {
@@ -130,14 +130,14 @@ func sameTokens(t *testing.T, who string, got, want [][]int64) {
 }
 
 // looped generates n tokens after each prompt with the loop of package decode.
-func looped(t *testing.T, model string, prompts [][]int64, n int) [][]int64 {
+func looped(t *testing.T, model string, prompts [][]int64, n int, fixed map[string]*ort.Tensor) [][]int64 {
 	t.Helper()
 	m, err := generate.Open(model, ort.Options{Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	l, err := m.Start(generate.Options{Batch: len(prompts)})
+	l, err := m.Start(generate.Options{Batch: len(prompts), Inputs: fixed})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,9 @@ func TestRuntimesTransformersEncoderDecoder(t *testing.T) {
 				inputs = padded(got.Prompts)
 			}
 			start := slices.Repeat([][]int64{{startToken}}, len(got.Tokens))
-			want := expected(t, filepath.Join(small, "onnx", "decoder_model_merged.onnx"), start, n, encoded(t, filepath.Join(small, "onnx", "encoder_model.onnx"), inputs))
+			decoder, states := filepath.Join(small, "onnx", "decoder_model_merged.onnx"), encoded(t, filepath.Join(small, "onnx", "encoder_model.onnx"), inputs)
+			want := expected(t, decoder, start, n, states)
+			sameTokens(t, "the loop of servers", looped(t, decoder, start, n, states), want)
 			for b := range want {
 				want[b] = append([]int64{startToken}, want[b]...)
 			}
