@@ -34,7 +34,7 @@ func (p *product) inPieces(queries int) *pieces {
 	e := p.c.e
 	left, ok := e.facts.Shape(p.n.In[0])
 	channels, fits := p.rowsOfCache()
-	if !p.c.buffered || queries < 2 || piecesCost(queries) > rowsCost(queries, p.first) || !ok || !fits {
+	if !p.c.buffered || queries < 2 || p.piecesCost(queries) > p.rowsCost(queries) || !ok || !fits {
 		return nil
 	}
 	f := &pieces{product: p, queries: int64(queries), channels: channels, whole: e.wholePieces(p.n.In[0], len(left))}

@@ -93,49 +93,40 @@ func (p *product) name() string {
 	return p.n.Name
 }
 
-// What a position of a head costs for each of its channels in the products of a step of decoding on a CPU, in processor
-// cycles for 16 float32, fitted to what BenchmarkForms measures on two cores of 2.6 GHz: streaming them from memory,
-// packing them for a product of several rows (keys are transposed in it, but in strips; values are copied in panels that are
-// larger), each row of such a product; for products of one row at a time, each row after the first, which finds the piece in
-// the processor's own memory, and putting its scores in order; and copying a head, which is read and written.
+// What a head costs in the products of a step of decoding on a CPU: processor cycles for 16 float32 of it, fitted to
+// BenchmarkForms (docs/benchmarks.md) on two cores of 2.6 GHz.
 const (
-	readCost   = 13.0
-	packKeys   = 6.0
-	packValues = 13.0
-	rowCost    = 1.3
-	againCost  = 3.0
-	orderCost  = 0.5
-	copyCost   = 26.0
+	keysCost   = 23.0 // streaming keys from memory and packing them for a product of several rows
+	valuesCost = 26.0 // and values
+	rowCost    = 0.8  // each row
+	copyCost   = 8.5  // copying the head before
+	pieceCost  = 16.5 // streaming the head for products of one row with pieces of it
+	queryCost  = 2.4  // each of these, which finds its piece in the processor's own memory
 )
 
-func packCost(keys bool) float64 {
-	if keys {
-		return packKeys
-	}
-	return packValues
-}
-
 // rowsCost and piecesCost are the costs of a head with the given number of query rows.
-func rowsCost(rows int, keys bool) float64 {
-	return readCost + packCost(keys) + rowCost*float64(rows)
+func (p *product) rowsCost(rows int) float64 {
+	if p.first {
+		return keysCost + rowCost*float64(rows)
+	}
+	return valuesCost + rowCost*float64(rows)
 }
 
-func piecesCost(rows int) float64 {
-	return readCost + againCost*float64(rows-1) + orderCost*float64(rows)
+func (p *product) piecesCost(rows int) float64 {
+	return pieceCost + queryCost*float64(rows)
 }
 
 // forFewRows chooses the form for a step of decoding by its cost, and says up to how many rows it is taken.
 func (p *product) forFewRows(b *attention.Block) (form func(*graph.Value) *graph.Value, rows int64) {
-	groups := float64(len(p.members))
-	largest := p.largest()
-	padded := groups * rowsCost(largest, p.first)
-	buckets := groups*(copyCost+readCost+packCost(p.first)) + rowCost*float64(b.Heads)
+	largest, groups, heads := p.largest(), float64(len(p.members)), float64(b.Heads)
+	padded := groups * p.rowsCost(largest)
+	buckets := groups*(copyCost+p.rowsCost(0)) + rowCost*heads
 	if buckets < padded {
 		return p.buckets, 1 << 30 // nothing is multiplied in vain
 	}
 	// Rows at which the padding costs as much as copying a head for every query head.
-	wasted := rowCost * (groups*float64(largest) - float64(b.Heads))
-	copied := float64(b.Heads)*(copyCost+readCost) - groups*readCost
+	wasted := rowCost * (groups*float64(largest) - heads)
+	copied := heads*(copyCost+p.rowsCost(0)) - groups*p.rowsCost(0)
 	return p.padded, max(int64(copied/wasted), 1)
 }
 
