@@ -194,8 +194,8 @@ var (
 )
 
 var seq2seqCases = []seq2seqCase{
-	{"t5", "t5-encoder", "t5-decoder", t5Sizes, 8, wordRows},
-	{"bart", "bart-encoder/torch", "bart-decoder/torch", bartSizes, 22, wordRows},
+	{"t5", "t5-encoder", "t5-decoder", t5Sizes, 44, wordRows},
+	{"bart", "bart-encoder/torch", "bart-decoder/torch", bartSizes, 4, wordRows},
 	{"whisper", "whisper-encoder/torch", "whisper-decoder/torch", bartSizes, 18, nil},
 }
 
