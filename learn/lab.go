@@ -141,7 +141,8 @@ func (l *Lab) load() (*graph.Model, *attention.Report, error) {
 // find expands fused operators, whose insides are to be measured, and finds the blocks, with weights as floats; floats
 // tells that they were quantised. What the expansions are called is the same in every copy.
 func find(m *graph.Model) (r *attention.Report, floats bool, err error) {
-	if _, _, err := unfuse.Expand(m, nil); err != nil {
+	expansions, _, err := unfuse.Expand(m, nil)
+	if err != nil {
 		return nil, false, fmt.Errorf("%s: %w", m.Path, err)
 	}
 	r = attention.Find(m)
@@ -152,6 +153,9 @@ func find(m *graph.Model) (r *attention.Report, floats bool, err error) {
 		r = attention.Find(m)
 	}
 	for _, b := range r.Blocks {
+		if why := unfuse.Fixed(expansions, b.QK, b.PV); why != "" {
+			b.Fixed = why
+		}
 		if b.Key.Bare != "" && b.Fixed == "" {
 			b.Fixed = "its keys and values are projected in another graph than its queries, so that nothing can be measured"
 		}

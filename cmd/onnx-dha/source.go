@@ -74,15 +74,20 @@ func (s *source) describe(found *attention.Report) {
 		}
 		u.Node, u.At = unfuse.Fused(s.expansions, u.Node), unfuse.Fused(s.expansions, u.At)
 	}
+	for _, b := range found.Blocks {
+		if why := unfuse.Fixed(s.expansions, b.QK, b.PV); why != "" {
+			b.Fixed = why
+		}
+	}
 }
 
-// fusedIn lists the expansions that a block lies in.
+// fusedIn lists the expansions that a block lies in and that a rewrite of it would take over.
 func (s *source) fusedIn(b *attention.Block) []*unfuse.Expansion {
 	nodes := b.Nodes()
 	var out []*unfuse.Expansion
 	for i := range s.expansions {
-		if slices.ContainsFunc(s.expansions[i].Nodes, func(n *graph.Node) bool { return nodes[n] }) {
-			out = append(out, &s.expansions[i])
+		if e := &s.expansions[i]; slices.ContainsFunc(e.Nodes, func(n *graph.Node) bool { return nodes[n] && unfuse.Fixed(s.expansions[i:i+1], n) == "" }) {
+			out = append(out, e)
 		}
 	}
 	return out

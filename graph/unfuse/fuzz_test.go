@@ -45,6 +45,12 @@ func FuzzExpand(f *testing.F) {
 		s.node("Einsum", "", 1, []*graph.Value{s.in("x", "B=2", "S=3", 4), s.constant("w", 5, 4, 6)}, graph.StringAttr("equation", "abc,dce->abde"))
 	})
 	seed(func(s *sketch) {
+		s.choose(1, nil, padded, copied, s.in("q", "B=2", 3, "S=2", 4), s.in("k", "B=2", 2, 4, "T=5"))
+	})
+	seed(func(s *sketch) {
+		s.choose(1, whole, inPieces, product, s.in("p", "B=2", 2, "S=1", "C=6"), s.in("v", "B=2", 2, "C=6", 4))
+	})
+	seed(func(s *sketch) {
 		withFunctions(s, 23)
 		s.node("twice", "test", 2, []*graph.Value{s.in("x", "N=3", 4), s.in("y", 4)}, graph.FloatAttr("first", 0.5))
 	})

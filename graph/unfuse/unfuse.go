@@ -56,6 +56,10 @@ type row struct {
 	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
 	// returns says that a rewrite may put the operator back, over fewer key/value heads: what it alone read stays.
 	returns bool
+	// fixed is why a block whose product lies in an expansion cannot be rewritten, empty where it can.
+	fixed string
+	// anyOpset says that the expansion has no operators but the node's own.
+	anyOpset bool
 }
 
 // rows is the table, by domain and operator. It is filled by the files that hold the rows.
@@ -98,7 +102,16 @@ func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal
 	if len(done) > 0 {
 		dropUnusedFunctions(m)
 	}
-	exps, err := expandAll(m, only, refused)
+	open := func(n *graph.Node) bool { return refused[n] == "" && (only == nil || only(n)) }
+	// A choice between forms of a product may lie in a branch of another: the inner ones go first.
+	for more := true; more; {
+		exps, err := expandAll(m, func(n *graph.Node) bool { return n.Is("If") && open(n) }, refused)
+		if err != nil {
+			return nil, nil, err
+		}
+		done, more = append(done, exps...), len(exps) > 0
+	}
+	exps, err := expandAll(m, open, refused)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,12 +126,12 @@ func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal
 	return done, refusals, nil
 }
 
-// expandAll expands every operator of the table in one patch.
-func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.Node]string) ([]Expansion, error) {
+// expandAll expands every operator of the table that accepts holds for in one patch.
+func expandAll(m *graph.Model, accepts func(*graph.Node) bool, refused map[*graph.Node]string) ([]Expansion, error) {
 	var todo []*graph.Node
 	m.Graph.All(func(n *graph.Node) bool {
 		r, ok := rows[opName(n)]
-		if ok && (r.applies == nil || r.applies(n)) && (only == nil || only(n)) {
+		if ok && accepts(n) && (r.applies == nil || r.applies(n)) {
 			todo = append(todo, n)
 		}
 		return true
@@ -126,7 +139,7 @@ func expandAll(m *graph.Model, only func(*graph.Node) bool, refused map[*graph.N
 	if len(todo) == 0 {
 		return nil, nil
 	}
-	s := &session{m: m, p: graph.NewPatch(m.Graph), facts: graph.Infer(m.Graph), opset: m.Opset(""), shared: map[string]*graph.Value{}}
+	s := &session{m: m, p: graph.NewPatch(m.Graph), facts: graph.Infer(m.Graph), opset: m.Opset(""), shared: map[string]*graph.Value{}, compared: map[string]error{}, work: maxWork}
 	var done []Expansion
 	for _, n := range todo {
 		exp, err := s.expand(n)
@@ -168,7 +181,7 @@ func (s *session) expand(n *graph.Node) (*Expansion, error) {
 	if r.why != "" {
 		return nil, errors.New(r.why)
 	}
-	if s.opset < oldestOpset {
+	if s.opset < oldestOpset && !r.anyOpset {
 		return nil, fmt.Errorf("the model imports opset %d of ai.onnx; %s is expanded from opset %d on", s.opset, opName(n), oldestOpset)
 	}
 	for _, a := range n.Proto.Attribute {

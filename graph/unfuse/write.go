@@ -27,6 +27,9 @@ type session struct {
 	facts  *graph.Facts
 	opset  int64
 	shared map[string]*graph.Value // masks and rotary tables by what they are made of
+	// compared are pairs of bodies, by what they compute, and why the one cannot take the place of the other (nil: it can).
+	compared map[string]error
+	work     int64 // that comparisons may still do
 }
 
 // writer prepares the expansion of one node: each method adds a primitive in the form that the model's opset wants.
