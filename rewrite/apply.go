@@ -1,6 +1,7 @@
 package rewrite
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -75,8 +76,8 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 	}
 	defer e.p.In(b.QK.Graph)()
 	all := changes(bp, natural(b.Heads))
-	c := &core{e: e, b: b, k: all[1], v: all[2], order: natural(b.Heads), context: natural(b.Heads)}
-	form, why, err := c.choose(plan.Lowering, plan.Target)
+	c := &core{e: e, b: b, k: all[1], v: all[2], order: natural(b.Heads), context: natural(b.Heads), target: cmp.Or(plan.Target, fusion.TargetCPU)}
+	form, why, err := c.choose(plan.Lowering)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,7 @@ func (e *editor) block(bp fusion.BlockPlan, plan *fusion.Plan, res *Result) erro
 		if form == fusion.StaticCache {
 			return fmt.Errorf("it lies in %s, where its cache cannot be written in place; --lowering %s keeps a cache that grows", b.Body, fusion.Grouped)
 		}
-		if form, why, err = c.choose(fusion.Grouped, plan.Target); err != nil {
+		if form, why, err = c.choose(fusion.Grouped); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,7 @@ type core struct {
 	fused          bool    // the core becomes one operator
 	kept           bool    // the operator that the core was expanded from stays
 	rotary         string  // whether the operator turns queries and keys, or why not
+	target         fusion.Runtime
 }
 
 // lowering is one form of an attention core.
@@ -80,9 +81,9 @@ var targets = map[fusion.Runtime][]preference{
 	},
 }
 
-// choose picks the form of a block: the one that is asked for, or what the target prefers of those that can hold the
+// choose picks the form of a block: the one that is asked for, or what its target prefers of those that can hold the
 // block. why says what led to it.
-func (c *core) choose(asked fusion.Lowering, target fusion.Runtime) (form fusion.Lowering, why string, err error) {
+func (c *core) choose(asked fusion.Lowering) (form fusion.Lowering, why string, err error) {
 	if own, misfit := c.keeps(); misfit == "" && (asked == own || asked == fusion.Auto || asked == "") {
 		c.kept = true
 		return own, fmt.Sprintf("the model's %s is kept", c.b.Origin.Node.OpType), nil
@@ -102,12 +103,9 @@ func (c *core) choose(asked fusion.Lowering, target fusion.Runtime) (form fusion
 		}
 		return fusion.Expand, why, nil
 	}
-	if target == "" {
-		target = fusion.TargetCPU
-	}
-	prefer, ok := targets[target]
+	prefer, ok := targets[c.target]
 	if !ok {
-		return "", "", fmt.Errorf("target %q is not known", target)
+		return "", "", fmt.Errorf("target %q is not known", c.target)
 	}
 	var passed []string
 	for _, p := range prefer {
@@ -116,7 +114,7 @@ func (c *core) choose(asked fusion.Lowering, target fusion.Runtime) (form fusion
 			misfit = c.currentAttention() // an upgrade has to be asked for
 		}
 		if misfit == "" {
-			return p.form, strings.Join(append(passed, fmt.Sprintf("%s: %s", target, p.why)), "; "), nil
+			return p.form, strings.Join(append(passed, fmt.Sprintf("%s: %s", c.target, p.why)), "; "), nil
 		}
 		passed = append(passed, fmt.Sprintf("not %s: %s", p.form, misfit))
 	}

@@ -346,3 +346,41 @@ func TestFusedOperatorsStay(t *testing.T) {
 		}
 	}
 }
+
+// Buffers are multiplied in pieces where that is faster: on CPU, with few queries to a head.
+func TestPieces(t *testing.T) {
+	path := built(t, "llama", testmodels.Options{Layers: 1, Heads: 16, HeadDim: 8})
+	for _, c := range []struct {
+		target  fusion.Runtime
+		low     fusion.Lowering
+		queries int
+		want    int // products of two forms
+	}{
+		{"", fusion.StaticCache, 1, 0},
+		{"", fusion.StaticCache, 2, 2},
+		{fusion.TargetCPU, fusion.StaticCache, 4, 2},
+		{fusion.TargetCPU, fusion.StaticCache, 8, 0},
+		{fusion.TargetCUDA, fusion.StaticCache, 4, 0},
+		{fusion.TargetCPU, fusion.Grouped, 4, 0}, // any length
+	} {
+		m, err := graph.Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, _ := planFor(m, c.low, every(c.queries), every(c.queries))
+		plan.Target = c.target
+		if _, err := rewrite.Apply(m, plan); err != nil {
+			t.Fatal(err)
+		}
+		ifs := 0
+		for _, n := range m.Graph.Nodes {
+			if n.Is("If") {
+				ifs++
+			}
+		}
+		if ifs != c.want {
+			t.Errorf("%v: %d products of two forms", c, ifs)
+		}
+		m.Close()
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"onnx-dha/fusion"
 	"onnx-dha/graph"
 )
 
@@ -14,7 +15,8 @@ import (
 //	keys     Q [G, 1, r, 1, d] × K [G, C/L, 1, L, d]ᵀ → [G, C/L, r, 1, L]
 //	values   P [G, C/L, r, 1, L] × V [G, C/L, 1, L, d] → [G, C/L, r, 1, d], the sum over C/L is [G, r, d]
 //
-// It takes a step of one token, and buffers that are a whole number of pieces long.
+// It takes a step of one token, and buffers that are a whole number of pieces long. Other kernels than the CPU's are given
+// the product as it is.
 
 // PieceLength is L, the positions of a piece: 128 positions of 64 float32 channels are 32 KiB. Decoding is faster in buffers
 // whose length is a multiple of it.
@@ -34,7 +36,7 @@ func (p *product) inPieces(queries int) *pieces {
 	e := p.c.e
 	left, ok := e.facts.Shape(p.n.In[0])
 	channels, fits := p.rowsOfCache()
-	if !p.c.buffered || queries < 2 || p.piecesCost(queries) > p.rowsCost(queries) || !ok || !fits {
+	if !p.c.buffered || p.c.target != fusion.TargetCPU || queries < 2 || p.piecesCost(queries) > p.rowsCost(queries) || !ok || !fits {
 		return nil
 	}
 	f := &pieces{product: p, queries: int64(queries), channels: channels, whole: e.wholePieces(p.n.In[0], len(left))}
