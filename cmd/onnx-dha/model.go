@@ -50,10 +50,16 @@ func needBlocks(m *graph.Model, r *attention.Report) error {
 	if why == "" {
 		return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", m.Path))
 	}
-	if version, ok := m.Metadata(rewrite.MetadataVersion); ok {
-		why += fmt.Sprintf(" (the model was rewritten by %s %s: start from the original)", program, version)
+	return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s%s", m.Path, why, rewrittenBefore(m)))
+}
+
+// rewrittenBefore says in brackets, behind a space, that a model was rewritten; nothing where it was not.
+func rewrittenBefore(m *graph.Model) string {
+	version, ok := m.Metadata(rewrite.MetadataVersion)
+	if !ok {
+		return ""
 	}
-	return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s", m.Path, why))
+	return fmt.Sprintf(" (the model was rewritten by %s %s: start from the original)", program, version)
 }
 
 // forceable adds the way out to the error of a configuration that was made for another model.

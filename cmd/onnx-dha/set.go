@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -120,12 +121,24 @@ func (s set) needBlocks() error {
 	return first
 }
 
+// startOver adds to the error of a configuration that does not fit the set that a model of it was rewritten, where one was.
+func (s set) startOver(err error) error {
+	var e *fusion.Error
+	for _, src := range s {
+		if before := rewrittenBefore(src.m); before != "" && errors.As(err, &e) {
+			e.Msg += before
+			break
+		}
+	}
+	return err
+}
+
 // planned returns the set with the plan of a configuration. Operators that belong to no block of the plan are fused, as
 // they are in the files. s is closed where other copies take its place.
 func (s set) planned(c *fusion.Config) (set, *fusion.Plan, error) {
 	plan, err := c.Resolve(s.blocks())
 	if err != nil {
-		return s, nil, err
+		return s, nil, s.startOver(err)
 	}
 	nodes := map[*graph.Node]bool{}
 	for _, b := range plan.Blocks {
