@@ -18,7 +18,8 @@ import (
 //   - only operators of a list are inferred, and only integers and truth values are computed: with floats, narrow
 //     integers that could wrap and bodies that run more than once the knowledge ends.
 //
-// Two things are granted: no size, and no product of sizes that a graph computes, exceeds an int64, and where a Reshape keeps
+// Three things are granted: no size, and no product of sizes that a graph computes, exceeds an int64; the operands of a
+// Concat agree but for the axis, as the operator demands (runtimes may let empty ones differ); and where a Reshape keeps
 // the number of elements at most one of the symbols in its target stands for 0.
 func Prove(g *Graph) *Facts { return infer(g, true) }
 

@@ -11,6 +11,7 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/shapes"
 	"onnx-dha/internal/suggest"
 	"onnx-dha/rewrite"
 )
@@ -40,6 +41,7 @@ func rewriteCommand() *cli.Command {
 			&cli.StringFlag{Name: "lowering", Usage: "lower the attention core to `FORM`: auto, grouped, static-cache, gqa, attention or expand", DefaultText: "the configuration's"},
 			&cli.StringFlag{Name: "target", Value: string(fusion.TargetCPU), Usage: "let auto choose for `RUNTIME`: ort-cpu, ort-cuda, genai, transformersjs or portable"},
 			&cli.StringFlag{Name: "weights", Value: "keep", Usage: "`WHERE` weights go: keep (as in the original), inline, file (one data file), share (only new ones are written)"},
+			&cli.BoolFlag{Name: "keep-shapes", Usage: "leave shape arithmetic as it is, also what is computed again in every layer"},
 			&cli.BoolFlag{Name: "force", Usage: "rewrite a model that is not the one the configuration was made for"}),
 		Action: runRewrite,
 	}
@@ -77,6 +79,7 @@ func runRewrite(c *cli.Context) error {
 	}
 	job := rewriteJob{
 		cfg: cfg, asked: &asked, target: fusion.Runtime(target), save: graph.SaveOptions{External: placements[external]}, force: c.Bool("force"),
+		keepShapes: c.Bool("keep-shapes"),
 	}
 	if len(args) > 1 {
 		return rewriteSet(c, args, job)
@@ -117,7 +120,8 @@ type rewriting struct {
 	Blocks      []blockRewrite `json:"blocks"`
 	Before      totals         `json:"before"`
 	After       totals         `json:"after"`
-	OutputBytes int64          `json:"output_bytes"` // with the data file beside it
+	Shapes      int            `json:"shape_nodes_removed"` // nodes of shape arithmetic, those in bodies included
+	OutputBytes int64          `json:"output_bytes"`        // with the data file beside it
 	Notes       []string       `json:"notes,omitempty"`
 	Requantised []requantised  `json:"requantised,omitempty"`
 }
@@ -138,9 +142,9 @@ type totals struct {
 	KVBytes    int64 `json:"kv_bytes_per_token"`
 }
 
-func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Result) (*rewriting, error) {
+func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Result, arithmetic shapes.Result) (*rewriting, error) {
 	d := &rewriting{
-		Model: model, Output: output, Config: cfg.Hash(),
+		Model: model, Output: output, Config: cfg.Hash(), Shapes: arithmetic.Removed(),
 		Before: totals{Parameters: res.ParamsBefore, Nodes: res.NodesBefore},
 		After:  totals{Parameters: res.ParamsAfter, Nodes: res.NodesAfter},
 		Notes:  res.Notes,
@@ -177,7 +181,11 @@ func (d *rewriting) print(w io.Writer, color bool) error {
 	d.printReasons(w)
 	fmt.Fprintf(w, "KV cache per token  %s\n", changeOf(d.Before.KVBytes, d.After.KVBytes, func(n int64) string { return count(n) + " bytes" }))
 	fmt.Fprintf(w, "parameters          %s\n", changeOf(d.Before.Parameters, d.After.Parameters, count[int64]))
-	fmt.Fprintf(w, "nodes               %s\n", changeOf(int64(d.Before.Nodes), int64(d.After.Nodes), count[int64]))
+	arithmetic := ""
+	if d.Shapes > 0 {
+		arithmetic = fmt.Sprintf("; %s of shape arithmetic removed", count(d.Shapes))
+	}
+	fmt.Fprintf(w, "nodes               %s%s\n", changeOf(int64(d.Before.Nodes), int64(d.After.Nodes), count[int64]), arithmetic)
 	_, err := fmt.Fprintf(w, "wrote %s (%s)\n", d.Output, size(d.OutputBytes))
 	return err
 }

@@ -6,6 +6,7 @@ import (
 
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
+	"onnx-dha/graph/shapes"
 	"onnx-dha/rewrite"
 )
 
@@ -16,7 +17,9 @@ type rewriteJob struct {
 	target fusion.Runtime
 	save   graph.SaveOptions
 	force  bool
-	beside []string // the models that a model passes caches to, or takes them from
+	// keepShapes leaves shape arithmetic as it is.
+	keepShapes bool
+	beside     []string // the models that a model passes caches to, or takes them from
 	// adapt, when not nil, is called with the rewritten model before it is saved; what it returns is noted.
 	adapt func(*graph.Model) ([]string, error)
 }
@@ -33,7 +36,7 @@ func (j *rewriteJob) file(ctx context.Context, input, output string) (*rewriting
 	}
 	if !j.force {
 		if err := j.cfg.CheckModel(src.set.blocks()); err != nil {
-			return nil, forceable(err)
+			return nil, src.set.startOver(forceable(err))
 		}
 	}
 	var plan *fusion.Plan
@@ -53,6 +56,13 @@ func (j *rewriteJob) file(ctx context.Context, input, output string) (*rewriting
 		return nil, coded(exitModel, fmt.Errorf("%s: %w", input, err))
 	}
 	res.NodesBefore, res.ParamsBefore = src.nodes, src.parameters
+	var arithmetic shapes.Result
+	if !j.keepShapes {
+		if arithmetic, err = shapes.Reduce(m.Graph); err != nil {
+			return nil, coded(exitModel, fmt.Errorf("%s: %w; --keep-shapes leaves it as it is", input, err))
+		}
+		res.NodesAfter = len(m.Graph.Nodes)
+	}
 	if err := rewrite.Record(m, toolVersion(), j.cfg, plan); err != nil {
 		return nil, err
 	}
@@ -69,5 +79,5 @@ func (j *rewriteJob) file(ctx context.Context, input, output string) (*rewriting
 	if err := m.Save(output, j.save); err != nil {
 		return nil, coded(exitUsage, err)
 	}
-	return describeRewrite(input, output, j.cfg, res)
+	return describeRewrite(input, output, j.cfg, res, arithmetic)
 }
