@@ -56,6 +56,12 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 		l.Close()
 		return nil, err
 	}
+	for _, in := range l.Signature.Inputs {
+		if in.Role == verify.Places {
+			l.Close()
+			return nil, fmt.Errorf("%s: its caches are buffers that are written where they lie, at places that the input %q gives, and nothing can be measured there; give a model whose caches grow: the original, or one rewritten with --lowering grouped", path, in.Name)
+		}
+	}
 	report, plain, err := find(m)
 	if err != nil {
 		l.Close()

@@ -254,6 +254,7 @@ func TestBadLearning(t *testing.T) {
 	save(t, in("gpt2.onnx"), "gpt2", testmodels.Options{}, "")
 	must(t, "init", good, "--key", "2", "--value", "1", "--quiet")
 	must(t, "rewrite", good, "--config", in("dha.yaml"), "-o", in("small.onnx"), "--quiet")
+	must(t, "rewrite", good, "--config", in("dha.yaml"), "--lowering", "static-cache", "-o", in("buffers.onnx"), "--quiet")
 	plain := graph.New(8, 17)
 	x := plain.Graph.AddInput("x", graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
 	plain.Graph.AddOutput(plain.Graph.AddNode("Relu", "", "relu", []*graph.Value{x}, []string{"y"}).Out[0], graph.TensorType(onnxpb.TensorProto_FLOAT, "n"))
@@ -336,7 +337,8 @@ func TestBadLearning(t *testing.T) {
 		under("5%", row{"less than one head each", data("ids.jsonl"), exitUsage, []string{"5 % of the cache is less than one key head and one value head in every layer; want 25 % and more"}}),
 		under("0%", row{"nothing left", data("ids.jsonl"), exitUsage, []string{"--kv 0%; want a share such as 50% or 0.5"}}))
 	for command, rows := range map[string][]row{
-		"importance": append(slices.Clone(common), row{"wrong removal", data("ids.jsonl", "--remove", "head"), exitUsage, []string{`--remove "head"; did you mean "heads"`}},
+		"importance": append(slices.Clone(common), row{"buffers.onnx", data("ids.jsonl"), exitModel, []string{`its caches are buffers that are written where they lie, at places that the input "cache_position" gives`, "--lowering grouped"}},
+			row{"wrong removal", data("ids.jsonl", "--remove", "head"), exitUsage, []string{`--remove "head"; did you mean "heads"`}},
 			row{"over the model", data("ids.jsonl", "-o", good), exitUsage, []string{"is the input"}},
 			row{"report into nowhere", data("ids.jsonl", "-o", in("none/report.txt")), exitUsage, []string{"none/report.txt", "no such file or directory"}}),
 		"learn": append(slices.Clone(budgets),
