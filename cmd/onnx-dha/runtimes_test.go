@@ -168,9 +168,14 @@ func TestRuntimesPlain(t *testing.T) {
 		t.Logf("onnxruntime-node %s", got.Version)
 	})
 	t.Run("browser", func(t *testing.T) {
-		browser, err := exec.LookPath("chromium")
-		if err != nil {
-			missing(t, "no chromium: "+err.Error())
+		browser := ""
+		for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+			if path, err := exec.LookPath(name); err == nil && browser == "" {
+				browser = path
+			}
+		}
+		if browser == "" {
+			missing(t, "there is no browser: chromium, chromium-browser or google-chrome")
 		}
 		var got struct {
 			Agent, Version string
