@@ -284,6 +284,42 @@ func TestGenerateAll(t *testing.T) {
 	same("fewer heads", fewer, nil)
 }
 
+// A prompt says the same in one piece and in several, whose ends are not those of a buffer.
+func TestPromptInPieces(t *testing.T) {
+	runtime(t)
+	prompt := random(rand.New(rand.NewPCG(3, 3)), 14)
+	for _, family := range []string{"llama", "gpt2", "bloom"} {
+		original := trial.Model(t, family, testmodels.Options{Cache: true})
+		for _, lowering := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache, fusion.GQA, fusion.OpAttention} {
+			t.Run(family+" "+string(lowering), func(t *testing.T) {
+				m := load(t, trial.Rewrite(t, original, lowering, two))
+				whole, pieces := start(t, m, Options{Chunk: 4}), start(t, m, Options{Chunk: 4})
+				if err := whole.Feed(t.Context(), [][]int64{prompt}); err != nil {
+					t.Fatal(err)
+				}
+				for _, cut := range [][2]int{{0, 3}, {3, 9}, {9, 10}, {10, 14}} {
+					if err := pieces.Feed(t.Context(), [][]int64{prompt[cut[0]:cut[1]]}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := whole.Scores(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := pieces.Scores(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for v := range want {
+					if !(math.Abs(float64(got[v]-want[v])) < 1e-4) {
+						t.Fatalf("score %d is %v in pieces, %v at once", v, got[v], want[v])
+					}
+				}
+			})
+		}
+	}
+}
+
 // Buffers are a multiple of 256 positions long unless the caller says otherwise.
 func TestChunk(t *testing.T) {
 	m := load(t, trial.Rewrite(t, trial.Model(t, "llama", testmodels.Options{Cache: true}), fusion.StaticCache, fewer))
