@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"onnx-dha/fusion"
+	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
 	"onnx-dha/internal/trial"
@@ -317,6 +318,47 @@ func TestPromptInPieces(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A model that gives the scores of as many last positions as it is told gives those that are read.
+func TestKeptLogits(t *testing.T) {
+	runtime(t)
+	f, err := testmodels.Get("llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := f.Build(testmodels.Options{Cache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	g := m.Graph
+	logits := g.Value("logits")
+	head := logits.Producer
+	ints := func(name string, x int64) *graph.Value {
+		return g.AddInit(graph.NewTensor(name, []int64{1}, []int64{x}))
+	}
+	kept := g.AddInput("num_logits_to_keep", graph.TensorType(onnxpb.TensorProto_INT64))
+	from := g.AddNode("Neg", "", "keep/Neg", []*graph.Value{kept}, []string{"keep/Neg"}).Out[0]
+	from = g.AddNode("Reshape", "", "keep/Reshape", []*graph.Value{from, ints("keep/shape", 1)}, []string{"keep/Reshape"}).Out[0]
+	head.SetInput(0, g.AddNode("Slice", "", "keep/Slice", []*graph.Value{head.Input(0), from, ints("keep/end", 1<<62), ints("keep/axis", 1)}, []string{"keep/Slice"}).Out[0])
+	if err := g.Sort(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "kept.onnx")
+	if err := m.Save(path, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l := compareLoops(t, path, Options{Chunk: 4}, []int{5, 3}, 3) // verify's loop keeps all
+	if err := l.Rewind(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Feed(t.Context(), [][]int64{{1, 2, 3}, {4, 5, 6}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.bind.Fetch("logits"); err != nil || got.Shape[1] != 1 {
+		t.Errorf("after a prompt of three: logits %v (%v), want those of one position", got, err)
 	}
 }
 

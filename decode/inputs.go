@@ -37,6 +37,7 @@ var roles = map[verify.Role]roleRow{
 	verify.TotalLen:  {func(l *Loop, _ [][]int64, _, _, n int) int64 { return int64(l.filled + n) }, nil},
 	verify.LastPos:   {func(l *Loop, _ [][]int64, _, _, n int) int64 { return int64(l.filled + n - 1) }, nil},
 	verify.HasPast:   {func(l *Loop, _ [][]int64, _, _, _ int) int64 { return int64(min(l.filled, 1)) }, nil},
+	verify.Kept:      {func(*Loop, [][]int64, int, int, int) int64 { return 1 }, nil}, // only the last scores are asked for
 	verify.Flags:     {func(*Loop, [][]int64, int, int, int) int64 { return 1 }, nil},
 }
 

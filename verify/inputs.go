@@ -267,6 +267,7 @@ var makers = map[Role]maker{
 	Numbers:   makeNormal,
 	PastCache: makeNormal,
 	Segments:  all(func(batch, []int64) int { return 0 }),
+	Kept:      all(func(batch, []int64) int { return 0 }),
 	Flags:     all(func(batch, []int64) int { return 1 }),
 	Integers:  all(func(_ batch, shape []int64) int { return min(len(shape)/2, 1) }),
 	HasPast:   all(func(b batch, _ []int64) int { return min(b.Past, 1) }),

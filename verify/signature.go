@@ -72,6 +72,7 @@ const (
 	TotalLen  Role = "total length"
 	LastPos   Role = "last position" // total length - 1, per sequence
 	HasPast   Role = "has past"      // whether the cache is used
+	Kept      Role = "logits kept"   // of so many last positions there are logits; 0 for all
 	Numbers   Role = "numbers"       // normally distributed
 	Flags     Role = "flags"         // true
 	Integers  Role = "integers"      // of unknown meaning: ones in [batch, …], zero alone
@@ -107,6 +108,7 @@ var roleRows = []roleRow{
 	{Segments, isInt, []string{"token_type", "segment"}},
 	{LastPos, isInt, []string{"seqlens_k"}},
 	{TotalLen, isInt, []string{"total_seq", "total_len", "seqlen"}},
+	{Kept, isInt, []string{"logits_to_keep"}},
 	{PastLen, isInt, []string{"past_seq", "past_len", "start_pos"}},
 	{TokenIDs, isInt, []string{"input_ids", "token", "ids"}},
 }

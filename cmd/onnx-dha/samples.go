@@ -72,7 +72,7 @@ func openSet(c *cli.Context, path string, sig *verify.Signature, outputs []ort.I
 // made are the roles of inputs that are made for tokens when a sample lacks them.
 var made = map[verify.Role]bool{
 	verify.MaskOnes: true, verify.Positions: true, verify.Segments: true, verify.PastCache: true, verify.PastLen: true,
-	verify.TotalLen: true, verify.LastPos: true, verify.HasPast: true,
+	verify.TotalLen: true, verify.LastPos: true, verify.HasPast: true, verify.Kept: true,
 }
 
 // checkSamples reads what is wrong with the options before a model is opened for them.
