@@ -56,18 +56,18 @@ func OpenLab(path string, o ort.Options) (*Lab, error) {
 		l.Close()
 		return nil, err
 	}
-	for _, in := range l.Signature.Inputs {
-		if in.Role == verify.Places {
-			l.Close()
-			return nil, fmt.Errorf("%s: its caches are buffers that are written where they lie, at places that the input %q gives, and nothing can be measured there; give a model whose caches grow: the original, or one rewritten with --lowering grouped", path, in.Name)
-		}
-	}
 	report, plain, err := find(m)
 	if err != nil {
 		l.Close()
 		return nil, err
 	}
 	l.Blocks, l.Facts, l.plain = report.Blocks, report.Facts, plain
+	for _, b := range l.Blocks {
+		if c := b.KeyCache; c != nil && c.Concat != nil && !c.Concat.Is("Concat") {
+			l.Close()
+			return nil, fmt.Errorf("%s: block %q: its cache %q is a buffer that is written where it lies, and nothing can be measured there; give a model whose caches grow: the original, or one rewritten with --lowering grouped", path, b.Name, c.Past.Name)
+		}
+	}
 	l.screen()
 	for _, b := range l.Blocks {
 		var w *fusion.Weights

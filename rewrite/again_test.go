@@ -45,9 +45,10 @@ func TestFoundAgain(t *testing.T) {
 	inside := 0
 	for _, f := range testmodels.Families() {
 		path := built(t, f.Name, testmodels.Options{})
-		for _, low := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache} {
+		for _, low := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache, fusion.GQA, fusion.OpAttention} {
+			operator := low == fusion.GQA || low == fusion.OpAttention
 			for _, g := range groupings {
-				if g.name == "identity" || g.name == "scattered" || low == fusion.StaticCache && !f.Decoder {
+				if g.name == "identity" || operator != (g.name == "scattered") || low == fusion.StaticCache && !f.Decoder {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s/%s", f.Name, low, g.name), func(t *testing.T) {

@@ -337,7 +337,7 @@ func TestBadLearning(t *testing.T) {
 		under("5%", row{"less than one head each", data("ids.jsonl"), exitUsage, []string{"5 % of the cache is less than one key head and one value head in every layer; want 25 % and more"}}),
 		under("0%", row{"nothing left", data("ids.jsonl"), exitUsage, []string{"--kv 0%; want a share such as 50% or 0.5"}}))
 	for command, rows := range map[string][]row{
-		"importance": append(slices.Clone(common), row{"buffers.onnx", data("ids.jsonl"), exitModel, []string{`its caches are buffers that are written where they lie, at places that the input "cache_position" gives`, "--lowering grouped"}},
+		"importance": append(slices.Clone(common), row{"buffers.onnx", data("ids.jsonl"), exitModel, []string{`its cache "past_key_values.0.key" is a buffer that is written where it lies`, "--lowering grouped"}},
 			row{"wrong removal", data("ids.jsonl", "--remove", "head"), exitUsage, []string{`--remove "head"; did you mean "heads"`}},
 			row{"over the model", data("ids.jsonl", "-o", good), exitUsage, []string{"is the input"}},
 			row{"report into nowhere", data("ids.jsonl", "-o", in("none/report.txt")), exitUsage, []string{"none/report.txt", "no such file or directory"}}),

@@ -81,12 +81,12 @@ func (s *source) describe(found *attention.Report) {
 	}
 }
 
-// fusedIn lists the expansions that a block lies in and that a rewrite of it would take over.
+// fusedIn lists the expansions of fused operators and functions that a block lies in.
 func (s *source) fusedIn(b *attention.Block) []*unfuse.Expansion {
 	nodes := b.Nodes()
 	var out []*unfuse.Expansion
 	for i := range s.expansions {
-		if e := &s.expansions[i]; slices.ContainsFunc(e.Nodes, func(n *graph.Node) bool { return nodes[n] && unfuse.Fixed(s.expansions[i:i+1], n) == "" }) {
+		if e := &s.expansions[i]; e.Op != "If" && slices.ContainsFunc(e.Nodes, func(n *graph.Node) bool { return nodes[n] }) {
 			out = append(out, e)
 		}
 	}

@@ -10,7 +10,6 @@ import (
 func init() {
 	rows["If"] = row{
 		attrs: []string{"then_branch", "else_branch"}, required: 1, inputs: 1, outputs: 1, expand: otherwise, applies: choosesForm, anyOpset: true,
-		fixed: "an If chooses between two forms of one of its products, as a rewrite leaves them",
 	}
 }
 
@@ -121,6 +120,7 @@ func otherwise(w *writer) error {
 		}
 	}
 	w.result(0, values[body.Outputs[0]])
+	w.exp.fixed = "an If chooses between two forms of one of its products, as a rewrite leaves them"
 	return nil
 }
 
@@ -129,8 +129,8 @@ func otherwise(w *writer) error {
 func Fixed(expansions []Expansion, nodes ...*graph.Node) string {
 	for i := range expansions {
 		e := &expansions[i]
-		if why := rows[e.Op].fixed; why != "" && slices.ContainsFunc(nodes, func(n *graph.Node) bool { return slices.Contains(e.Nodes, n) }) {
-			return why
+		if e.fixed != "" && slices.ContainsFunc(nodes, func(n *graph.Node) bool { return slices.Contains(e.Nodes, n) }) {
+			return e.fixed
 		}
 	}
 	return ""

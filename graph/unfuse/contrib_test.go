@@ -1,6 +1,8 @@
 package unfuse_test
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 
 	"onnx-dha/graph"
@@ -367,6 +369,56 @@ func TestGroupQueryAttention(t *testing.T) {
 			s.exact(1e-5)
 		})
 	})
+	// Caches in buffers of 8 positions: what lies behind the filled ones is nobody's business.
+	for name, c := range map[string]struct {
+		batch, seq, past int
+		rotary           bool
+		attrs            attrs
+	}{
+		"buffer, prompt":         {batch: 1, seq: 5},
+		"buffer, step":           {batch: 1, seq: 1, past: 4},
+		"buffer, batch":          {batch: 3, seq: 1, past: 6},
+		"buffer, rotary":         {batch: 2, seq: 1, past: 4, rotary: true, attrs: attrs{graph.IntAttr("do_rotary", 1)}},
+		"buffer, rotary, prompt": {batch: 2, seq: 3, rotary: true, attrs: attrs{graph.IntAttr("do_rotary", 1)}},
+		"buffer, window":         {batch: 1, seq: 1, past: 6, attrs: attrs{graph.IntAttr("local_window_size", 3)}},
+		"buffer, full":           {batch: 1, seq: 2, past: 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, contribOpsets, func(s *sketch) {
+				rows := fmt.Sprint("B=", c.batch)
+				q := []any{rows, fmt.Sprint("S=", c.seq)}
+				in := make([]*graph.Value, 11)
+				in[0], in[1], in[2] = s.in("query", append(q, n*h)...), s.in("key", append(q, g*h)...), s.in("value", append(q, g*h)...)
+				in[3], in[4] = s.in("past_key", rows, g, "M=8", h), s.in("past_value", rows, g, "M=8", h)
+				last := make([]float64, c.batch)
+				for i := range last {
+					last[i] = float64(c.past + c.seq - 1)
+				}
+				in[5], in[6] = s.list("seqlens_k", i32, last, rows), s.list("total", i32, []float64{float64(c.past + c.seq)})
+				if c.rotary {
+					in[7], in[8] = s.constant("cos", 16, h/2), s.constant("sin", 16, h/2)
+				}
+				s.node("GroupQueryAttention", "com.microsoft", 3, in, append(c.attrs, heads...)...)
+				for _, o := range s.m.Graph.Outputs[1:] {
+					o.Info.Type = graph.TensorType(f32, "B", g, "M", h)
+				}
+				want, err := s.run(s.m, "fused")
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := s.run(s.expanded(), "expanded")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, present := range []string{"out1", "out2"} {
+					for _, out := range []map[string]*ort.Tensor{want, got} {
+						out[present] = s.filled(out[present], c.past+c.seq)
+					}
+				}
+				near(t, want, got, 1e-5)
+			})
+		})
+	}
 	t.Run("prompts of two lengths", func(t *testing.T) {
 		each(t, contribOpsets, func(s *sketch) {
 			q := []any{"B=2", "S=4"}
@@ -376,6 +428,20 @@ func TestGroupQueryAttention(t *testing.T) {
 			s.node("GroupQueryAttention", "com.microsoft", 3, in, heads...)
 			s.exact(1e-5)
 		})
+	})
+}
+
+// filled takes the first positions of a cache [B, G, C, H].
+func (s *sketch) filled(cache *ort.Tensor, positions int) *ort.Tensor {
+	x, err := cache.Float64s()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	shape := slices.Clone(cache.Shape)
+	shape[2] = int64(positions)
+	length, width := int(cache.Shape[2]), int(cache.Shape[3])
+	return s.values(cache.DType, shape, func(i int) float64 {
+		return x[i/(positions*width)*length*width+i%(positions*width)]
 	})
 }
 

@@ -18,7 +18,8 @@ func init() {
 // as [B, S, (N+2·G)·H]; past [B, G, P, H]; a causal mask, and a window in front of it; rotary embedding inside.
 //
 // The operator takes from seqlens_k how much of each sequence's past is filled and writes what is new behind it. The
-// expansion joins past and new keys as a whole, which is the same when the past holds nothing but filled positions.
+// expansion joins past and new keys as a whole, which is the same when the past holds nothing but filled positions; in a
+// buffer it writes them in front of total_sequence_length, which is the same for sequences of one length.
 func groupQuery(w *writer) error {
 	for _, a := range []string{"qk_output", "kv_cache_bit_width"} {
 		if w.n.Int(a, 0) != 0 {
@@ -66,11 +67,19 @@ func groupQuery(w *writer) error {
 	if past != nil && w.in(4) == nil || past == nil && w.in(4) != nil {
 		return fmt.Errorf("a past of keys and one of values come together")
 	}
-	if past != nil && oneBuffer(past, w.n.Out[min(1, len(w.n.Out)-1)]) {
-		return fmt.Errorf("past and present keys have the same length: a cache in a fixed buffer is not expanded")
-	}
 	s := span{q: q, qAxis: 2, kAxis: 2, past: w.pastLength(past, 2), id: fmt.Sprint(shape[1], ";0")}
-	if past != nil {
+	buffer := past != nil && oneBuffer(past, w.n.Out[min(1, len(w.n.Out)-1)])
+	var total *graph.Value
+	switch {
+	case buffer && w.in(6) == nil:
+		return fmt.Errorf("its caches are buffers, and nothing says how many positions are filled (total_sequence_length)")
+	case buffer:
+		total = w.reshape(w.cast(w.in(6), int64Type), 1)
+		s.past = w.squeeze(w.op("Sub", total, w.length(q, 2)), 0)
+		s.id = fmt.Sprint(shape[1], ";buffer ", w.in(6).Name)
+		w.exp.assume(fmt.Sprintf("the same number of positions of the buffer %q is filled for all sequences of a batch", past.Name))
+		w.exp.fixed = "its caches are buffers that GroupQueryAttention writes where they lie, at places that the caller counts"
+	case past != nil:
 		s.id = fmt.Sprint(shape[1], ";", w.describe(past, 2))
 		w.exp.assume(fmt.Sprintf("every position of the past %q is filled (sequences of a batch of one length, no fixed buffer)", past.Name))
 	}
@@ -79,8 +88,16 @@ func groupQuery(w *writer) error {
 			return err
 		}
 	}
-	if past != nil {
+	newK, newV := k, v
+	switch {
+	case buffer:
+		places := w.unsqueeze(w.op("Add", w.count(w.length(q, 2)), s.past), 1) // [S, 1]
+		places = w.op("Expand", places, w.op("Shape", k))
+		newK, newV = w.writeInto(past, places, k), w.writeInto(w.in(4), places, v)
+		k, v = w.op("Slice", newK, w.ints(0), total, w.ints(2)), w.op("Slice", newV, w.ints(0), total, w.ints(2))
+	case past != nil:
 		k, v = w.joined(past, k), w.joined(w.in(4), v)
+		newK, newV = k, v
 	}
 	s.q, s.k = q, k
 	soft := wide(elem)
@@ -107,9 +124,14 @@ func groupQuery(w *writer) error {
 		return err
 	}
 	w.result(0, w.fromHeads(context, n, h))
-	w.result(1, k)
-	w.result(2, v)
+	w.result(1, newK)
+	w.result(2, newV)
 	return nil
+}
+
+// writeInto puts new keys or values [B, G, S, H] into a buffer [B, G, C, H], at places of the form of what is new.
+func (w *writer) writeInto(buffer, places, now *graph.Value) *graph.Value {
+	return w.nodes("ScatterElements", 1, []*graph.Value{buffer, places, now}, graph.IntAttr("axis", 2))[0]
 }
 
 // sink is the score that heads may give to no key: that of input 11, one for each of n heads, or 0 for a smooth softmax;

@@ -58,10 +58,10 @@ func TestRefused(t *testing.T) {
 		"quantised cache": {17, func(s *sketch) {
 			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, nil), append(sizes, graph.StringAttr("k_quant_type", "PER_TENSOR"))...)
 		}, "attribute k_quant_type (PER_TENSOR) is not expanded"},
-		"one buffer": {17, func(s *sketch) {
-			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, map[int]*graph.Value{3: s.in("past_key", "B=1", 2, "M=8", 8), 4: s.in("past_value", "B=1", 2, "M=8", 8)}), sizes...)
+		"a buffer without a length": {17, func(s *sketch) {
+			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, map[int]*graph.Value{6: nil, 3: s.in("past_key", "B=1", 2, "M=8", 8), 4: s.in("past_value", "B=1", 2, "M=8", 8)}), sizes...)
 			s.m.Graph.Outputs[1].Info.Type = graph.TensorType(f32, "B", 2, "M", 8)
-		}, "a cache in a fixed buffer is not expanded"},
+		}, "nothing says how many positions are filled (total_sequence_length)"},
 		"rotary without tables": {17, func(s *sketch) {
 			s.node("GroupQueryAttention", "com.microsoft", 3, gqa(s, nil), append(sizes, graph.IntAttr("do_rotary", 1))...)
 		}, "without tables of cos and sin"},

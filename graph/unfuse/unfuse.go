@@ -27,6 +27,7 @@ type Expansion struct {
 	// Assumes says under which condition on the inputs the expansion is exact, empty where it always is.
 	Assumes string
 
+	fixed   string // why a block whose product lies in it cannot be rewritten, empty where it can
 	node    *graph.Node
 	inputs  []*graph.Value // of node, before it was removed
 	results []*graph.Value // what took the place of its outputs, nil where nothing was asked for
@@ -56,8 +57,6 @@ type row struct {
 	applies         func(*graph.Node) bool // nil: always; false leaves a node alone without a refusal
 	// returns says that a rewrite may put the operator back, over fewer key/value heads: what it alone read stays.
 	returns bool
-	// fixed is why a block whose product lies in an expansion cannot be rewritten, empty where it can.
-	fixed string
 	// anyOpset says that the expansion has no operators but the node's own.
 	anyOpset bool
 }
