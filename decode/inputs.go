@@ -62,7 +62,7 @@ func (l *Loop) sources(fixed map[string]*ort.Tensor) ([]source, error) {
 			continue
 		}
 		row, known := roles[in.Role]
-		form, masked := l.m.masks[in.Name]
+		form, masked := l.m.Mask(in.Name)
 		switch {
 		case in.Role == verify.TokenIDs && in.Name != l.m.Tokens:
 			known = false

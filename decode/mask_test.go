@@ -134,6 +134,7 @@ func TestMasks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			plain, masked := remask(t, c.edit, c.dtype, c.dims...)
 			sameScores(t, plain, masked)
+			compareLoops(t, masked, Options{Chunk: 4}, []int{5, 3}, 2)
 			for _, r := range []struct {
 				heads     trial.Heads
 				lowerings []fusion.Lowering

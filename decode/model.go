@@ -25,8 +25,7 @@ type Model struct {
 	Static bool
 
 	session *ort.Session
-	host    bool                // the caches lie in ordinary memory
-	masks   map[string]maskForm // what the masks of token positions hold, by the name of the input
+	host    bool // the caches lie in ordinary memory
 }
 
 // Open loads a decoder: a model that takes token ids and gives out a score per token of its vocabulary. The ONNX Runtime
@@ -41,14 +40,9 @@ func Open(path string, o ort.Options) (*Model, error) {
 	if err != nil {
 		return nil, fmt.Errorf("model %q: %w", path, err)
 	}
-	m := &Model{Path: path, Signature: sig, host: o.Provider == "" || strings.EqualFold(o.Provider, "cpu"), masks: map[string]maskForm{}}
+	m := &Model{Path: path, Signature: sig, host: o.Provider == "" || strings.EqualFold(o.Provider, "cpu")}
 	if !sig.IsDecoder() {
 		return nil, fmt.Errorf("model %q is no decoder: want an input of token ids with an open length and an output of logits", path)
-	}
-	for _, in := range sig.Inputs {
-		if form, ok := formOf(in, g.Graph); ok {
-			m.masks[in.Name] = form
-		}
 	}
 	for _, c := range sig.Caches {
 		m.Static = m.Static || c.Grows && static(sig, g.Graph, c)

@@ -129,30 +129,6 @@ func (s *Signature) settle(c Case) Case {
 	return c
 }
 
-// pads reports whether the model has a mask of [batch, length] in which padding in front of a sequence can be marked.
-func (s *Signature) pads() bool {
-	return !s.lengths && slices.ContainsFunc(s.Inputs, func(in Input) bool { return in.isPadMask() })
-}
-
-// isPadMask reports whether the input marks the tokens of [batch, length] with ones.
-func (in Input) isPadMask() bool {
-	return (in.Role == MaskOnes || in.Role == MaskHides) && len(in.Dims) == 2 && !isFloat(in.DType) && !strings.Contains(strings.ToLower(in.Name), "encoder")
-}
-
-// isEncoderMask reports whether the input marks the positions of the other side of a cross attention.
-func (in Input) isEncoderMask() bool {
-	return (in.Role == MaskOnes || in.Role == MaskHides) && len(in.Dims) == 2 && !isFloat(in.DType) && strings.Contains(strings.ToLower(in.Name), "encoder")
-}
-
-// hideEnds hides the last b positions of sequence b, as the encoder pads a batch, but never the first position.
-func hideEnds(mask []float64, width int) {
-	for i := range mask {
-		if row, col := i/width, i%width; col > 0 && col >= width-row {
-			mask[i] = 0
-		}
-	}
-}
-
 // batch is the content of one call: which tokens, after which past, which of them are padding.
 type batch struct {
 	Case
@@ -261,7 +237,7 @@ type maker func(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([
 var makers = map[Role]maker{
 	TokenIDs:  makeTokens,
 	MaskOnes:  makeMask,
-	MaskHides: makeHidingMask,
+	MaskHides: makeMask,
 	Positions: makePositions,
 	Places:    makePlaces,
 	Numbers:   makeNormal,
@@ -348,37 +324,6 @@ func makeTokens(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([
 			return nil, fmt.Errorf("token %d is not in the model's vocabulary of %d", t, in.Rows)
 		}
 		out[i] = float64(t)
-	}
-	return out, nil
-}
-
-func makeHidingMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-	out, err := makeMask(s, in, b, shape, r)
-	for i := range out {
-		out[i] = 1 - out[i]
-	}
-	return out, err
-}
-
-func makeMask(s *Signature, in Input, b batch, shape []int64, r *rand.Rand) ([]float64, error) {
-	out := fill(shape, 1)
-	if in.isEncoderMask() {
-		hideEnds(out, int(shape[1]))
-	}
-	if b.real == nil || !in.isPadMask() {
-		return out, nil
-	}
-	width := int(shape[1])
-	if int(shape[0]) != len(b.real) || width != len(b.real[0]) {
-		return nil, fmt.Errorf("shape %v does not hold %d sequences of %d positions; want its last axis to cover cache and tokens",
-			shape, len(b.real), len(b.real[0]))
-	}
-	for i, row := range b.real {
-		for j, ok := range row {
-			if !ok {
-				out[i*width+j] = 0
-			}
-		}
 	}
 	return out, nil
 }

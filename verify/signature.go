@@ -27,6 +27,7 @@ type Signature struct {
 	multiple map[string]int64    // of the batch that a symbol stands for, where it is not 1
 	fixed    map[Quantity]int    // sizes that the model does not leave open
 	buffers  map[string]bool     // pasts that are one buffer with their presents, of which the first positions are filled
+	masks    map[string]MaskForm // what masks of token positions hold, where that is known
 	// lengths is set when an operator of the model counts the tokens of a mask and takes them for the first positions, so
 	// that padding in front of a sequence means nothing to it.
 	lengths bool
@@ -135,7 +136,7 @@ func (s *Signature) CountsTokens() bool { return s.lengths }
 
 // Describe reads a model's signature.
 func Describe(m *graph.Model) (*Signature, error) {
-	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, buffers: map[string]bool{}, Precision: onnxpb.TensorProto_FLOAT}
+	s := &Signature{quantity: map[string]Quantity{}, multiple: map[string]int64{}, fixed: map[Quantity]int{}, buffers: map[string]bool{}, masks: map[string]MaskForm{}, Precision: onnxpb.TensorProto_FLOAT}
 	for _, v := range m.Graph.Inputs {
 		if v.Init != nil {
 			continue // a weight that callers may override, or an old file's habit
@@ -151,6 +152,11 @@ func Describe(m *graph.Model) (*Signature, error) {
 	}
 	s.pairCaches(m.Graph)
 	s.assignRoles(m.Graph)
+	for _, in := range s.Inputs {
+		if form, ok := formOf(in, m.Graph); ok {
+			s.masks[in.Name] = form
+		}
+	}
 	s.findLogits(m.Graph)
 	s.countDims()
 	s.mergedBatch(m.Graph)
