@@ -193,6 +193,7 @@ func TestMaskRows(t *testing.T) {
 	}{
 		{"truth values", marks(), bits, four, []float64{1, 1, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1}},
 		{"numbers that are added", adds, fl32, cube, []float64{0, 0, min, 0, 0, 0, min, 0, min, min, min, 0}},
+		{"one for all sequences", adds, fl32, []any{"sequence_length", "total_sequence_length"}, []float64{0, 0, min, 0, 0, 0}},
 		{"of positions", marks(), ints, flat, []float64{1, 1, 1, 0, 0, 1}},
 	} {
 		_, masked := remask(t, c.edit, c.dtype, c.dims...)
@@ -214,6 +215,35 @@ func TestMaskRows(t *testing.T) {
 			t.Errorf("%s: shape %v, mask %v; want %v", c.name, mask.Shape, got, c.want)
 		}
 	}
+}
+
+// One mask for all sequences hides what comes later, and has no place for padding.
+func TestMaskForAll(t *testing.T) {
+	plain, masked := remask(t, adds, fl32, "sequence_length", "total_sequence_length")
+	prompts := [][]int64{{3, 1, 4, 1}, {5, 9, 2, 6}}
+	a, b := start(t, load(t, plain), Options{Batch: 2}), start(t, load(t, masked), Options{Batch: 2})
+	if err := b.Feed(t.Context(), [][]int64{{1, 2}, {3}}); err == nil || !strings.Contains(err.Error(), "no mask in which padding could be marked") {
+		t.Errorf("prompts of unequal length: %v", err)
+	}
+	for _, l := range []*Loop{a, b} {
+		if err := l.Feed(t.Context(), prompts); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := a.Scores(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.Scores(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for v := range want {
+		if !(math.Abs(float64(got[v]-want[v])) < 1e-5) {
+			t.Fatalf("scores %v, want %v", got[:4], want[:4])
+		}
+	}
+	compareLoops(t, masked, Options{Chunk: 4}, []int{4, 4}, 3)
 }
 
 // What numbers of this form do to the scores is not known.

@@ -134,17 +134,33 @@ func isCompared(v *graph.Value) bool {
 
 func (in Input) isMask() bool { return in.Role == MaskOnes || in.Role == MaskHides }
 
-// pads reports whether the model has a mask in which padding in front of a sequence can be marked.
-func (s *Signature) pads() bool {
-	return !s.lengths && slices.ContainsFunc(s.Inputs, func(in Input) bool {
-		_, known := s.masks[in.Name]
-		if !known || len(in.Dims) == 2 {
-			return known
-		}
-		_, fixed := in.Dims[0].Const() // one mask for all sequences
-		return !fixed
-	})
+// MaskByQuery reports whether a mask has a row for each new token: [batch, queries, positions], [batch, heads or 1, queries,
+// positions], or one for all sequences, [queries, positions].
+func (s *Signature) MaskByQuery(in Input) bool {
+	if len(in.Dims) != 2 {
+		return len(in.Dims) > 2
+	}
+	symbol, ok := soleSymbol(in.Dims[0])
+	return ok && s.quantity[symbol] == Seq
 }
+
+// MarksPadding reports whether a mask has a place for the padding in front of each sequence.
+func (s *Signature) MarksPadding(in Input) bool {
+	if _, known := s.masks[in.Name]; !known {
+		return false
+	}
+	_, fixed := in.Dims[0].Const()
+	switch {
+	case len(in.Dims) > 2:
+		return !fixed // else one mask for all sequences
+	case isFloat(in.DType):
+		return !fixed && !s.MaskByQuery(in)
+	}
+	return !s.MaskByQuery(in)
+}
+
+// pads reports whether the model has a mask in which padding in front of a sequence can be marked.
+func (s *Signature) pads() bool { return !s.lengths && slices.ContainsFunc(s.Inputs, s.MarksPadding) }
 
 // isEncoderMask reports whether the input marks the positions of the other side of a cross attention.
 func (in Input) isEncoderMask() bool {
@@ -168,21 +184,25 @@ func makeMask(s *Signature, in Input, b batch, shape []int64, _ *rand.Rand) ([]f
 		return out, nil
 	case !known:
 		return out, nil
-	case len(shape) == 2:
+	case !s.MaskByQuery(in):
+		if !s.MarksPadding(in) {
+			return out, nil
+		}
 		return out, hidePadding(out, b, shape, form.Hidden)
 	}
 	queries, width := int(shape[len(shape)-2]), int(shape[len(shape)-1])
-	if queries != b.Seq || width != b.Past+b.Seq || shape[0] != 1 && int(shape[0])%b.Batch != 0 {
+	if queries != b.Seq || width != b.Past+b.Seq || len(out) == 0 {
 		return out, nil // of something else than the tokens
 	}
 	rows, causal := len(out)/(queries*width), s.IsDecoder()
+	marks := b.real != nil && rows%b.Batch == 0 // else one mask for all sequences
 	for row := range rows {
 		sequence := row * b.Batch / rows
 		for i := range queries {
 			for j := range width {
 				self := b.Past + i
 				later := causal && j > self
-				if padded := b.real != nil && !b.real[sequence][j]; j != self && (later || padded) {
+				if padded := marks && !b.real[sequence][j]; j != self && (later || padded) {
 					out[(row*queries+i)*width+j] = form.Hidden
 				}
 			}
