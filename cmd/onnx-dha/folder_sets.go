@@ -67,7 +67,7 @@ func folderSets(f *companion.Folder, cfg *fusion.Config, force bool) (sets [][]s
 		if err := eachSet(f, candidates, func(found []*attention.Block) bool {
 			blocks = blocks || len(found) > 0
 			if err := cfg.CheckModel(found); err != nil && !force {
-				other = err
+				other = startOver(err, found)
 				return false
 			}
 			fits = fits || len(found) > 0

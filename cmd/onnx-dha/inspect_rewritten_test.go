@@ -84,6 +84,18 @@ func TestInspectRewritten(t *testing.T) {
 			}
 		})
 	}
+	folder := filepath.Join(dir, "folder")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, folder, "config.json", `{"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}`)
+	must(t, "rewrite", model, "--config", uneven, "-o", filepath.Join(folder, "model.onnx"))
+	for _, force := range [][]string{nil, {"--force"}} {
+		args := append([]string{"rewrite", folder, "--config", uneven, "-o", filepath.Join(dir, "folder again")}, force...)
+		if code, _, errs := invoke(args...); code == 0 || !strings.Contains(errs, "start from the original") {
+			t.Errorf("a folder that was rewritten, %v: exit code %d: %s", force, code, errs)
+		}
+	}
 	if out := must(t, "inspect", model); strings.Contains(out, "start from the original") {
 		t.Errorf("the original is said to be rewritten:\n%s", out)
 	}

@@ -36,7 +36,7 @@ func (j *rewriteJob) file(ctx context.Context, input, output string) (*rewriting
 	}
 	if !j.force {
 		if err := j.cfg.CheckModel(src.set.blocks()); err != nil {
-			return nil, src.set.startOver(forceable(err))
+			return nil, startOver(forceable(err), src.set.blocks())
 		}
 	}
 	var plan *fusion.Plan

@@ -121,11 +121,11 @@ func (s set) needBlocks() error {
 	return first
 }
 
-// startOver adds to the error of a configuration that does not fit the set that a model of it was rewritten, where one was.
-func (s set) startOver(err error) error {
+// startOver adds to the error of a configuration that does not fit some blocks that their model was rewritten, where it was.
+func startOver(err error, blocks []*attention.Block) error {
 	var e *fusion.Error
-	for _, src := range s {
-		if before := rewrittenBefore(src.m); before != "" && errors.As(err, &e) {
+	for _, b := range blocks {
+		if before := rewrittenBefore(b.QK.Graph.Model); before != "" && errors.As(err, &e) {
 			e.Msg += before
 			break
 		}
@@ -138,7 +138,7 @@ func (s set) startOver(err error) error {
 func (s set) planned(c *fusion.Config) (set, *fusion.Plan, error) {
 	plan, err := c.Resolve(s.blocks())
 	if err != nil {
-		return s, nil, s.startOver(err)
+		return s, nil, startOver(err, s.blocks())
 	}
 	nodes := map[*graph.Node]bool{}
 	for _, b := range plan.Blocks {
