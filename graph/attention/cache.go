@@ -264,7 +264,7 @@ func (c *Cache) past(f *survey, concat *graph.Node, x *graph.Value, l Layout, wh
 	}
 	at := concat.Int("axis", 0)
 	if !concat.Is("Concat") {
-		at = int64(writeAxis(f, concat))
+		at = int64(writeAxis(f, concat, l.Axis))
 	}
 	seq, err := normAxis(at, 64)
 	if s, ok := concreteShape(f, x); ok && at < 0 {

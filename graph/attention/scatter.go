@@ -20,7 +20,8 @@ func init() {
 }
 
 // moveWrite carries labels from what is written to the buffer, where the two differ in length on one axis alone, along
-// which all labels are the same.
+// which all labels are the same. Where a buffer's axis has a name for a length, of batch and heads together say, it is as long as what
+// is written there.
 func moveWrite(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 	s := in[written[n.OpType]]
 	shape, ok := concreteShape(t.facts, n.Out[0])
@@ -28,8 +29,13 @@ func moveWrite(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 		return nil, errors.New("what it writes is not of the buffer's form")
 	}
 	differ := 0
+	dims, _ := t.facts.Shape(n.Out[0])
 	for a, d := range shape {
 		if d != s.shape[a] {
+			if _, number := dims[a].Const(); !number && s.stored[a] > 1 {
+				shape[a] = s.shape[a]
+				continue
+			}
 			differ++
 			if s.stored[a] > 1 {
 				return nil, errors.New("it writes some of the heads")
@@ -44,15 +50,16 @@ func moveWrite(t *tracer, n *graph.Node, in []*sample) ([]*sample, error) {
 	return []*sample{&out}, nil
 }
 
-// writeAxis is the axis of positions of a node that writes in place, -1 when it cannot be told.
-func writeAxis(f *survey, n *graph.Node) int {
+// writeAxis is the axis of positions of a node that writes in place, which is another than that of heads; -1 when it cannot
+// be told.
+func writeAxis(f *survey, n *graph.Node, heads int) int {
 	buffer, ok1 := f.Shape(n.In[0])
 	update, ok2 := f.Shape(n.In[written[n.OpType]])
 	if !ok1 || !ok2 || len(buffer) != len(update) {
 		return -1
 	}
 	for a, d := range buffer {
-		if !d.Equal(update[a]) {
+		if a != heads && !d.Equal(update[a]) {
 			return a
 		}
 	}
