@@ -227,17 +227,28 @@ func (p *Patch) Apply() (*Facts, error) {
 	return facts, nil
 }
 
-func (p *Patch) apply() (*Facts, error) {
+// Commit is Apply for a patch without seams, whose caller asks for no facts: they are not inferred.
+func (p *Patch) Commit() error {
+	before := p.g.snapshot()
+	if err := p.change(); err != nil {
+		before.restore(p.g)
+		return err
+	}
+	return nil
+}
+
+// change carries the patch out and checks the invariants.
+func (p *Patch) change() error {
 	for _, v := range p.inputs {
 		if err := p.g.define(v); err != nil {
-			return nil, err
+			return err
 		}
 		p.g.Inputs = append(p.g.Inputs, v)
 	}
 	for _, v := range p.inits {
 		g := v.Graph
 		if err := g.define(v); err != nil {
-			return nil, err
+			return err
 		}
 		v.Init.model = g.Model
 		g.Model.lazy[v.Init.Proto] = v.Init
@@ -256,7 +267,7 @@ func (p *Patch) apply() (*Facts, error) {
 		}
 		for _, o := range n.Out {
 			if err := n.Graph.define(o); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		n.Graph.Nodes = append(n.Graph.Nodes, n)
@@ -269,15 +280,19 @@ func (p *Patch) apply() (*Facts, error) {
 	}
 	for _, s := range p.shunts {
 		if err := s.carryOut(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	var err error
 	p.g.eachGraph(func(g *Graph) { err = errors.Join(err, g.Sort()) })
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := p.g.Model.Check(); err != nil {
+	return p.g.Model.Check()
+}
+
+func (p *Patch) apply() (*Facts, error) {
+	if err := p.change(); err != nil {
 		return nil, err
 	}
 	facts := Infer(p.g)

@@ -49,7 +49,7 @@ func Reduce(g *graph.Graph) (Result, error) {
 	if !r.changed {
 		return res, nil
 	}
-	if _, err := r.p.Apply(); err != nil {
+	if err := r.p.Commit(); err != nil {
 		return res, fmt.Errorf("shape arithmetic: the graph would not be consistent, nothing was changed: %w", err)
 	}
 	g.RemoveDead(keep)
