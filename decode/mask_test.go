@@ -94,6 +94,17 @@ func penalises(g *graph.Graph, in *graph.Value) {
 	adds(g, node(g, "Mul", []*graph.Value{in, g.AddInit(graph.NewTensor("query_mask/penalty", nil, []float32{-1e9}))}))
 }
 
+// splits takes the heads out of the batch of a mask and adds it.
+func splits(g *graph.Graph, in *graph.Value) {
+	list := func(name string, x ...int64) *graph.Value {
+		return g.AddInit(graph.NewTensor("query_mask/"+name, []int64{int64(len(x))}, x))
+	}
+	shape := node(g, "Shape", []*graph.Value{in})
+	shape = node(g, "Slice", []*graph.Value{shape, list("from", 1), list("to", 3), list("of", 0)})
+	shape = node(g, "Concat", []*graph.Value{list("split", -1, 4), shape}, graph.IntAttr("axis", 0))
+	adds(g, node(g, "Reshape", []*graph.Value{in, shape}))
+}
+
 const (
 	fl32 = onnxpb.TensorProto_FLOAT
 	fl16 = onnxpb.TensorProto_FLOAT16
@@ -128,6 +139,7 @@ func TestMasks(t *testing.T) {
 		{"3-D, numbers that are added", adds, fl32, cube},
 		{"4-D, numbers that are added", adds, fl32, four},
 		{"4-D, numbers for each head", adds, fl32, heads},
+		{"3-D, heads in the batch", splits, fl32, []any{"4*batch_size", "sequence_length", "total_sequence_length"}},
 		{"4-D, numbers that say which are hidden", penalises, fl32, four},
 		{"4-D, half precision", adds, fl16, four},
 	} {
