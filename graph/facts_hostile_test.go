@@ -100,7 +100,12 @@ func TestInferMalformed(t *testing.T) {
 // checkFacts infers g and verifies that shapes and elements agree.
 func checkFacts(t *testing.T, g *Graph) {
 	t.Helper()
-	f := Infer(g)
+	checkThese(t, g, Infer(g))
+	checkThese(t, g, Prove(g))
+}
+
+func checkThese(t *testing.T, g *Graph, f *Facts) {
+	t.Helper()
 	g.All(func(n *Node) bool {
 		for _, v := range n.Out {
 			if v == nil {

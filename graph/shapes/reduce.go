@@ -40,7 +40,7 @@ const minOpset = 11
 func Reduce(g *graph.Graph) (Result, error) {
 	res := Result{Before: count(g)}
 	res.After = res.Before
-	if g.Model.Opset("") < minOpset || overridable(g) {
+	if g.Model.Opset("") < minOpset || overridable(g) || redefined(g.Model) {
 		return res, nil
 	}
 	keep := g.Dead()
@@ -87,6 +87,11 @@ func overridable(g *graph.Graph) bool {
 		}
 	}
 	return false
+}
+
+// redefined reports whether operators of ai.onnx may be functions of the model's own.
+func redefined(m *graph.Model) bool {
+	return slices.ContainsFunc(m.Proto.Functions, func(f *onnxpb.FunctionProto) bool { return f.GetDomain() == "" || f.GetDomain() == "ai.onnx" })
 }
 
 // countable reports whether values of type e are shape arithmetic or may lead to it.

@@ -70,7 +70,7 @@ func same(t *testing.T, m *graph.Model) shapes.Result {
 func TestSame(t *testing.T) {
 	runtime(t)
 	for _, f := range testmodels.Families() {
-		for _, low := range []fusion.Lowering{"", fusion.Grouped, fusion.StaticCache, fusion.GQA, fusion.OpAttention} {
+		for _, low := range []fusion.Lowering{"", fusion.Grouped, fusion.StaticCache, fusion.GQA} {
 			if low == fusion.StaticCache && !f.Decoder {
 				continue
 			}

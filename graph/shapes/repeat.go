@@ -19,7 +19,7 @@ var repeatable = func() map[string]bool {
 	ops := map[string]bool{}
 	for _, op := range strings.Fields("Abs Add And Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Expand Flatten Floor Gather " +
 		"GatherElements GatherND Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin " +
-		"ReduceProd ReduceSum Reshape ScatterND Shape Sin Size Slice Split Squeeze Sub Tile Transpose Trilu Unsqueeze Where Xor") {
+		"ReduceProd ReduceSum Reshape Shape Sin Size Slice Split Squeeze Sub Tile Transpose Trilu Unsqueeze Where Xor") {
 		ops[op] = true
 	}
 	return ops
