@@ -50,6 +50,7 @@ type transformersCase struct {
 	old        bool   // releases before 4 can take it too
 	prompts    []string
 	tokens     int
+	options    []string // of rewrite
 }
 
 var cappPrompts = []string{
@@ -59,14 +60,15 @@ var cappPrompts = []string{
 }
 
 var transformersCases = []transformersCase{
-	{"char-llama", charFolder, "4", "4", true, []string{"Shall I compare thee"}, 60},
-	{"char-llama, several", charFolder, "4", "4", true, []string{"O", "Shall I compare thee", "When forty winters"}, 40},
-	{"char-llama, decoupled", charFolder, "8", "2", false, []string{"Shall I compare thee"}, 60},
-	{"char-llama, decoupled, several", charFolder, "4", "1", false, []string{"Shall I compare thee", "My mistress' eyes", "No"}, 40},
-	{"capp-gpt", cappFolder, "2", "2", false, cappPrompts[:1], 12},
-	{"capp-gpt, several", cappFolder, "2", "2", false, cappPrompts, 12},
-	{"stories260K", storiesFolder, "2", "2", true, []string{"Once upon a time"}, 60},
-	{"stories260K, several", storiesFolder, "2", "2", true, []string{"Once upon a time", "Tim", "The little dog was very"}, 40},
+	{"char-llama", charFolder, "4", "4", true, []string{"Shall I compare thee"}, 60, nil},
+	{"char-llama, several", charFolder, "4", "4", true, []string{"O", "Shall I compare thee", "When forty winters"}, 40, nil},
+	{"char-llama, decoupled", charFolder, "8", "2", false, []string{"Shall I compare thee"}, 60, nil},
+	{"char-llama, decoupled, several", charFolder, "4", "1", false, []string{"Shall I compare thee", "My mistress' eyes", "No"}, 40, nil},
+	{"char-llama, weights in a file", charFolder, "2", "2", true, []string{"Shall I compare thee"}, 20, []string{"--weights", "file"}},
+	{"capp-gpt", cappFolder, "2", "2", false, cappPrompts[:1], 12, nil},
+	{"capp-gpt, several", cappFolder, "2", "2", false, cappPrompts, 12, nil},
+	{"stories260K", storiesFolder, "2", "2", true, []string{"Once upon a time"}, 60, nil},
+	{"stories260K, several", storiesFolder, "2", "2", true, []string{"Once upon a time", "Tim", "The little dog was very"}, 40, nil},
 }
 
 // TestRuntimesTransformers generates text with transformers.js from rewritten folders, and holds it against both loops of
@@ -76,7 +78,8 @@ func TestRuntimesTransformers(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := c.folder(t)
 			small := filepath.Join(t.TempDir(), "small")
-			text := must(t, "rewrite", dir, "--config", uniform(t, filepath.Join(dir, "onnx", "model.onnx"), c.key, c.value), "-o", small, "--target", "transformersjs")
+			config := uniform(t, filepath.Join(dir, "onnx", "model.onnx"), c.key, c.value)
+			text := must(t, append([]string{"rewrite", dir, "--config", config, "-o", small, "--target", "transformersjs"}, c.options...)...)
 			if !strings.Contains(text, "transformers.js 4  can run it") || strings.Contains(text, "transformers.js 3  can run it") != c.old {
 				t.Fatalf("releases before 4 can run it: %v; what is said of the folder is\n%s", c.old, text)
 			}
