@@ -39,8 +39,8 @@ func incomplete(f *survey, sm *graph.Node, products []*graph.Node, pv, through *
 	return st, attention
 }
 
-// multipliesInside reports whether a node with bodies gives what one of them makes by a product of two computed operands:
-// the grouped lowering chooses the form of its product by the number of queries.
+// multipliesInside reports whether a node with bodies gives what one of them makes by a product of two computed operands.
+// Where the branches of an If are two forms of one product, as the grouped lowering leaves them, package unfuse has put one in its place.
 func multipliesInside(f *survey, n *graph.Node) bool {
 	for _, bodies := range n.Subgraphs {
 		for _, g := range bodies {
