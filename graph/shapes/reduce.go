@@ -28,7 +28,8 @@ func (r Result) Removed() int { return r.Before - r.After }
 // minOpset is the version of ai.onnx from which on the operators have the meaning that is relied on here.
 const minOpset = 11
 
-// Reduce changes g, a main graph, so that no integer and no mask is computed twice and no shape that is known is computed:
+// Reduce changes g, a main graph, so that shapes, positions and masks are computed once, and those not at all that are known,
+// as far as what the graph enforces tells:
 //
 //   - an integer or truth value of the same type, shape and elements as an earlier one is taken from there, as is the
 //     result of the same operator on the same operands;
@@ -73,7 +74,7 @@ func overridable(g *graph.Graph) bool {
 		if !v.IsInput {
 			continue
 		}
-		if countable(v.Init.DType()) {
+		if countable(v.Init.DType()) || v.Init.Len() <= maxElements { // one whose elements are looked at
 			return true
 		}
 		declared := v.Info.GetType().GetTensorType().GetShape().GetDim()

@@ -158,21 +158,48 @@ func operators(g *graph.Graph, op string) int {
 
 // A constant that a caller may override is none, unless the format says that nobody can.
 func TestOverridable(t *testing.T) {
-	for version, want := range map[int64]int{3: 0, 8: 1} {
-		s := newSmall()
-		s.Model.Proto.IrVersion = &version
-		at := s.ints("at", 2)
-		at.IsInput = true
-		name := "at"
-		at.Info = &onnxpb.ValueInfoProto{Name: &name, Type: graph.TensorType(int64Type, 1)}
-		s.Inputs = append(s.Inputs, at)
-		width := s.op("Gather", "width", []*graph.Value{s.op("Shape", "shape", []*graph.Value{s.x}), at})
-		s.out(s.op("Expand", "row", []*graph.Value{s.x, width}))
-		if _, err := shapes.Reduce(s.Graph); err != nil {
-			t.Fatal(err)
-		}
-		if got := operators(s.Graph, "Gather"); got != want {
-			t.Errorf("IR version %d: %d nodes Gather are left, want %d", version, got, want)
+	for version, saved := range map[int64]int{3: 1, 8: 0} {
+		for what, build := range map[string]func(s small) (op string, constants []*graph.Value){ // op: what a constant saves one of
+			"an index": func(s small) (string, []*graph.Value) {
+				at := s.ints("at", 2)
+				width := s.op("Gather", "width", []*graph.Value{s.op("Shape", "shape", []*graph.Value{s.x}), at})
+				s.out(s.op("Expand", "row", []*graph.Value{s.x, width}))
+				return "Gather", []*graph.Value{at}
+			},
+			"one of two factors": func(s small) (string, []*graph.Value) {
+				var factors []*graph.Value
+				float := s.op("Cast", "float", []*graph.Value{s.ids}, graph.IntAttr("to", int64(float32Type)))
+				for _, name := range []string{"a", "b"} {
+					factor := s.AddInit(graph.NewTensor(name+"_factor", nil, []float32{2}))
+					s.out(s.op("Neg", name, []*graph.Value{s.op("Mul", name+"_scaled", []*graph.Value{float, factor})}))
+					factors = append(factors, factor)
+				}
+				return "Mul", factors
+			},
+		} {
+			s := newSmall()
+			s.Model.Proto.IrVersion = &version
+			op, constants := build(s)
+			for _, v := range constants {
+				v.IsInput = true
+				v.Info = &onnxpb.ValueInfoProto{Name: &v.Name, Type: graph.TensorType(v.Init.DType(), dims(v.Init)...)}
+				s.Inputs = append(s.Inputs, v)
+			}
+			before := operators(s.Graph, op)
+			if _, err := shapes.Reduce(s.Graph); err != nil {
+				t.Fatal(err)
+			}
+			if got := operators(s.Graph, op); got != before-saved {
+				t.Errorf("IR version %d: %s: %d nodes %s are left, want %d", version, what, got, op, before-saved)
+			}
 		}
 	}
+}
+
+func dims(t *graph.Tensor) []any {
+	var out []any
+	for _, d := range t.Dims() {
+		out = append(out, d)
+	}
+	return out
 }
