@@ -42,6 +42,7 @@ var (
 	layerNumber = regexp.MustCompile(`\d+`)
 	valueName   = regexp.MustCompile(`(?i)(^|[._/])v(al(ue)?s?)?([._/]|$|\d)`)
 	bothNames   = regexp.MustCompile(`(?i)key_values?`)
+	crossName   = regexp.MustCompile(`(?i)^past.*(encoder|cross)`)
 )
 
 // Describe reads the interface of a model.
@@ -57,28 +58,10 @@ func Describe(m *graph.Model) (*Interface, error) {
 	places := slices.ContainsFunc(s.Inputs, func(in verify.Input) bool { return in.Role == verify.Places })
 	fused := 0
 	for _, c := range s.Caches {
-		x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(bothNames.ReplaceAllString(c.Past, "")), Static: places}
-		if n, err := strconv.Atoi(layerNumber.FindString(c.Past)); err == nil {
-			x.Layer = n
-		}
 		i := slices.IndexFunc(s.Inputs, func(in verify.Input) bool { return in.Name == c.Past })
-		d := s.Inputs[i].Dims
-		if len(d) == 5 && c.SeqAxis == 3 {
-			if two, _ := d[0].Const(); two == 2 {
-				x.Both, d = true, d[1:]
-			}
-		}
-		if len(d) == 4 && c.SeqAxis == len(s.Inputs[i].Dims)-2 {
-			x.Heads, _ = d[1].Const()
-			x.Dim, _ = d[3].Const()
-			if symbols := d[0].Symbols(); len(symbols) == 1 {
-				x.Batch = symbols[0]
-			}
-		}
+		x := describe(s.Inputs[i], c, places)
 		if !c.Grows {
-			if len(d) == 4 {
-				out.Cross = append(out.Cross, x)
-			}
+			out.Cross = append(out.Cross, x)
 			continue
 		}
 		if s.SharesBuffer(m.Graph, c) {
@@ -86,8 +69,37 @@ func Describe(m *graph.Model) (*Interface, error) {
 		}
 		out.Caches = append(out.Caches, x)
 	}
+	// A decoder that is not there for the first step takes them and gives none.
+	for _, in := range s.Inputs {
+		given := slices.ContainsFunc(s.Caches, func(c verify.CachePair) bool { return c.Past == in.Name })
+		if !given && len(in.Dims) == 4 && crossName.MatchString(in.Name) {
+			out.Cross = append(out.Cross, describe(in, verify.CachePair{Past: in.Name, SeqAxis: 2}, false))
+		}
+	}
 	out.Fused = fused > 0 && fused == len(out.Caches)
 	return out, nil
+}
+
+// describe reads a cache off its input.
+func describe(in verify.Input, c verify.CachePair, static bool) Cache {
+	x := Cache{Past: c.Past, Present: c.Present, Layer: -1, Value: valueName.MatchString(bothNames.ReplaceAllString(c.Past, "")), Static: static}
+	if n, err := strconv.Atoi(layerNumber.FindString(c.Past)); err == nil {
+		x.Layer = n
+	}
+	d := in.Dims
+	if len(d) == 5 && c.SeqAxis == 3 {
+		if two, _ := d[0].Const(); two == 2 {
+			x.Both, d = true, d[1:]
+		}
+	}
+	if len(d) == 4 && c.SeqAxis == len(in.Dims)-2 {
+		x.Heads, _ = d[1].Const()
+		x.Dim, _ = d[3].Const()
+		if symbols := d[0].Symbols(); len(symbols) == 1 {
+			x.Batch = symbols[0]
+		}
+	}
+	return x
 }
 
 // Heads says how many heads the caches hold, by layer: keys and values.

@@ -55,6 +55,43 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// Of a decoder with an encoder both kinds of caches are described, and have the batch by the name that transformers.js knows.
+func TestDescribeCross(t *testing.T) {
+	family, err := testmodels.Get("bart-decoder/torch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := family.Build(testmodels.Options{Stage: testmodels.Next})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if !m.RenameSymbol("batch_size", "N") {
+		t.Fatal("the batch has another name")
+	}
+	f, err := Describe(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Caches) != 4 || len(f.Cross) != 4 || f.Cross[1].Past != "past_key_values.0.encoder.value" || !f.Cross[1].Value || f.Cross[1].Heads != 4 || f.Cross[1].Dim != 8 {
+		t.Fatalf("caches %+v, of cross attention %+v", f.Caches, f.Cross)
+	}
+	models := []string{"decoder_model_merged.onnx"}
+	config := []byte(`{"model_type": "bart", "is_encoder_decoder": true}`)
+	if why := Check(configFile, f, config, models)[0].Why; !strings.Contains(why, `called "N"`) {
+		t.Errorf("before: %q", why)
+	}
+	if notes := Adapt(m, f); len(notes) != 1 {
+		t.Errorf("notes %v", notes)
+	}
+	if f, err = Describe(m); err != nil {
+		t.Fatal(err)
+	}
+	if why := Check(configFile, f, config, models)[0].Why; why != "" {
+		t.Errorf("after: %q", why)
+	}
+}
+
 func TestTransformersVerdicts(t *testing.T) {
 	const llama = `{"model_type": "llama", "hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2}`
 	const gpt2 = `{"model_type": "gpt2", "n_embd": 128, "n_head": 8}`
