@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -258,8 +259,8 @@ func (d *inspection) print(w io.Writer, color bool) error {
 	}
 	d.printFused(w)
 	d.printQuantised(w)
-	d.printShared(w, "in", func(b *blockDescription) string { return strings.Join(b.Bodies, " and ") })
-	d.printShared(w, "cannot be rewritten", func(b *blockDescription) string { return b.Fixed })
+	d.printShared(w, "in", func(b *blockDescription) string { return strings.Join(b.Bodies, " and ") }, nil)
+	d.printShared(w, "cannot be rewritten", func(b *blockDescription) string { return b.Fixed }, quoted)
 	if len(d.Unsupported) > 0 {
 		fmt.Fprint(w, "\nfound, but not supported:\n")
 	}
@@ -325,23 +326,42 @@ func (d *inspection) printFused(w io.Writer) {
 	}
 }
 
-// printShared says something of blocks, once for those of which it says the same.
-func (d *inspection) printShared(w io.Writer, what string, of func(*blockDescription) string) {
-	var all []string
-	names := map[string][]string{}
+// quoted is a name in a sentence.
+var quoted = regexp.MustCompile(`"[^"]*"`)
+
+// printShared says something of blocks, once for those of which it says the same but for what matches besides (nil:
+// nothing).
+func (d *inspection) printShared(w io.Writer, what string, of func(*blockDescription) string, besides *regexp.Regexp) {
+	type shared struct {
+		text  string
+		names []string
+		alike bool // not the same to the letter
+	}
+	var all []*shared
+	known := map[string]*shared{}
 	for i := range d.Blocks {
 		b := &d.Blocks[i]
 		text := of(b)
 		if text == "" {
 			continue
 		}
-		if names[text] == nil {
-			all = append(all, text)
+		key := text
+		if besides != nil {
+			key = besides.ReplaceAllString(text, "")
 		}
-		names[text] = append(names[text], b.Name)
+		s := known[key]
+		if s == nil {
+			s = &shared{text: text}
+			known[key], all = s, append(all, s)
+		}
+		s.names, s.alike = append(s.names, b.Name), s.alike || text != s.text
 	}
-	for _, text := range all {
-		fmt.Fprintf(w, "\n%s: %s: %s\n", what, strings.Join(names[text], ", "), text)
+	for _, s := range all {
+		more := ""
+		if s.alike {
+			more = "; the others likewise"
+		}
+		fmt.Fprintf(w, "\n%s: %s: %s%s\n", what, strings.Join(s.names, ", "), s.text, more)
 	}
 }
 

@@ -60,6 +60,9 @@ func TestInspectRewritten(t *testing.T) {
 			if strings.Contains(out, "not supported") || strings.Contains(out, "fused: com.microsoft.GroupQueryAttention: /model/layers.0/self_attn, /model/layers.1/self_attn\n") != (c.lowering == "gqa") {
 				t.Errorf("inspect says something else of operators:\n%s", out)
 			}
+			if n := strings.Count(out, "cannot be rewritten: /model/layers.0/self_attn, /model/layers.1/self_attn: "); n != 1 {
+				t.Errorf("the reason is said of both blocks %d times, want once:\n%s", n, out)
+			}
 			before, after := inspected(t, model), inspected(t, small)
 			if len(after.Blocks) != len(before.Blocks) {
 				t.Fatalf("%d blocks, want %d", len(after.Blocks), len(before.Blocks))
