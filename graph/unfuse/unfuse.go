@@ -1,5 +1,6 @@
 // Package unfuse expands fused operators, in memory, into primitive operators that compute the same, so that whoever
-// follows heads through a graph needs to know primitives only. An operator is one row of a table.
+// follows heads through a graph needs to know primitives only. An operator is one row of a table. An If between two forms
+// of one product, as a rewrite leaves it, is one too: it gives way to the form that is right for every length.
 //
 // What an expansion computes is what ONNX Runtime's kernel computes, in the same order where the order can be seen in
 // the result (masks are summed before they meet the scores, a soft-cap comes before a mask). Scores of 16-bit models are
@@ -81,7 +82,7 @@ const maxPasses = 64
 
 // Expand replaces the fused operators of m that only accepts (nil: all) by primitives, also in bodies, calls of the model's
 // own functions first. New nodes are called <name of the fused node>/<operator>. Operators that cannot be expanded stay
-// and are listed with the reason. On an error m holds the functions inlined so far and is otherwise as it was.
+// and are listed with the reason. On an error m holds what was expanded so far: functions, and choices between forms.
 func Expand(m *graph.Model, only func(*graph.Node) bool) ([]Expansion, []Refusal, error) {
 	var done []Expansion
 	refused := map[*graph.Node]string{}
