@@ -24,6 +24,18 @@ func Apply(m *graph.Model, plan *fusion.Plan) (*Result, error) {
 	releaseOrigins(keep, plan)
 	e := newEditor(m.Graph, graph.Infer(m.Graph))
 	for _, bp := range plan.Blocks {
+		b := bp.Block
+		all := []*attention.Projection{b.Query.Projection, b.Key.Projection, b.Value.Projection}
+		if b.Output != nil {
+			all = append(all, b.Output.Projection)
+		}
+		for _, p := range all {
+			if p.Node != nil && !slices.Contains(e.projected[p.Node], b) {
+				e.projected[p.Node] = append(e.projected[p.Node], b)
+			}
+		}
+	}
+	for _, bp := range plan.Blocks {
 		if bp.Block.QK.Graph.Model == m {
 			if err := e.block(bp, plan, res); err != nil {
 				return nil, fmt.Errorf("block %q: %w", bp.Block.Name, err)
@@ -197,6 +209,9 @@ func (e *editor) output(b *attention.Block, order []int, l *fusion.Learned) erro
 	if o == nil {
 		return fmt.Errorf("it has learned output weights, but no output projection was found")
 	}
+	if others := e.projected[o.Projection.Node]; len(others) > 1 {
+		return fmt.Errorf("its output projection %v takes heads of block %q too, so it cannot be changed for one", o.Projection.Node, others[0].Name)
+	}
 	r := keep(int(o.Tensor.Dims()[o.RowAxis]))
 	for i, h := range order {
 		for ch, row := range o.Rows[i] {
@@ -228,6 +243,12 @@ func (e *editor) output(b *attention.Block, order []int, l *fusion.Learned) erro
 func (e *editor) projection(changes []change) error {
 	p := changes[0].path
 	fused := slices.ContainsFunc(changes, func(s change) bool { return s.touched && s.alters() })
+	if n := p.Projection.Node; fused && n != nil {
+		if o := e.altered[n]; o != nil && o != e.of {
+			return fmt.Errorf("%v projects heads of block %q too, which the configuration changes; change one of the two", n, o.Name)
+		}
+		e.altered[n] = e.of
+	}
 	switch {
 	case !fused, p.Bare != "": // repeated heads are bypassed, or fused elsewhere
 		for _, s := range changes {

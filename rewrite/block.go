@@ -38,9 +38,12 @@ type editor struct {
 	replaced []*graph.Value
 	made     map[made]*graph.Value
 	links    map[*graph.Value]link
-	starts   map[graph.Use]link       // of loops, where caches begin
-	fills    map[*attention.Fill]bool // those done
-	settled  map[*graph.Value]bool    // names of caches whose heads follow from a change made
+	// projected are the blocks of the plan whose heads a projection gives or takes, altered the one whose heads are changed.
+	projected map[*graph.Node][]*attention.Block
+	altered   map[*graph.Node]*attention.Block
+	starts    map[graph.Use]link       // of loops, where caches begin
+	fills     map[*attention.Fill]bool // those done
+	settled   map[*graph.Value]bool    // names of caches whose heads follow from a change made
 	// requantised are the quantised weights that were given other numbers.
 	requantised []Requantised
 	of          *attention.Block     // that is being changed
@@ -53,6 +56,7 @@ func newEditor(g *graph.Graph, f *graph.Facts) *editor {
 		g: g, facts: f, p: graph.NewPatch(g), opset: g.Model.Opset(""), shapes: map[*graph.Node]bool{},
 		corrected: map[*graph.Value]*graph.Value{}, targets: map[*graph.Node]*graph.Value{}, inputs: map[graph.Use]*graph.Value{}, short: map[string]*graph.Value{}, repacked: map[*graph.Node]bool{}, types: map[*graph.Value]*onnxpb.TypeProto{},
 		made: map[made]*graph.Value{}, links: map[*graph.Value]link{}, starts: map[graph.Use]link{}, settled: map[*graph.Value]bool{}, fills: map[*attention.Fill]bool{},
+		projected: map[*graph.Node][]*attention.Block{}, altered: map[*graph.Node]*attention.Block{},
 	}
 }
 

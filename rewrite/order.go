@@ -11,7 +11,7 @@ import (
 // reorderOutput notes that context heads come out in another order, which the output projection can take up; false when
 // it cannot.
 func (c *core) reorderOutput(order []int) bool {
-	if !rowsMove(c.b) {
+	if !rowsMove(c.b) || c.b.Output != nil && !c.owns(c.b.Output.Projection) {
 		return false
 	}
 	c.context = order
@@ -30,11 +30,15 @@ func (c *core) neighbours() []int {
 // canReorder reports whether query heads can be brought into another order offline, in the weights of their projection.
 func (c *core) canReorder() bool {
 	q := c.b.Query
-	return len(q.PerHead) == 0 && !spread(q) && !readElsewhere(c.b) && !slices.ContainsFunc(c.b.PerHead, func(s attention.Side) bool {
+	return c.owns(q.Projection) && len(q.PerHead) == 0 && !spread(q) && !readElsewhere(c.b) && !slices.ContainsFunc(c.b.PerHead, func(s attention.Side) bool {
 		l := c.b.Scores[s.Node.Out[0]]
 		return l.Spread || l.Outer != 1 || l.Inner != 1
 	})
 }
+
+// owns reports whether no other block of the plan takes heads from a projection, or gives it any: a weight is changed for one
+// block alone.
+func (c *core) owns(p *attention.Projection) bool { return len(c.e.projected[p.Node]) <= 1 }
 
 // reorderQueries brings query heads into an order in which the members of a group are neighbours, where that can be done
 // offline. Equal groups only: padding re-orders anyway.

@@ -176,11 +176,11 @@ func (c *core) chosen(n *graph.Node, v *graph.Value) int {
 }
 
 // linear reports whether a factor on the query projection comes out on the queries: everything in between is linear, what
-// is added is part of the projection, and nobody else sees the queries or their weight.
+// is added is part of the projection, and nobody else sees the queries or their weight, of which no other block takes a part.
 func (c *core) linear() bool {
 	p := c.b.Query
 	proj := p.Projection
-	if _, float := codecs[proj.Tensor.DType()]; !float || proj.Code != nil || len(proj.Weight.Users()) > 1 || len(p.Readers) > 0 {
+	if _, float := codecs[proj.Tensor.DType()]; !c.owns(proj) || !float || proj.Code != nil || len(proj.Weight.Users()) > 1 || len(p.Readers) > 0 {
 		return false
 	}
 	if proj.GemmBias != nil && (proj.BiasTensor == nil || proj.BiasTensor.Len() != int64(proj.Columns)) {

@@ -25,4 +25,14 @@ func borrowed(blocks []*Block) {
 			}
 		}
 	}
+	// What looks like an adapter may be the values of an earlier block (value residuals, arXiv 2410.17897).
+	for _, b := range blocks {
+		for _, p := range []*Path{b.Query, b.Key, b.Value} {
+			for _, a := range p.Adapters {
+				for _, o := range owner[a.Projection.Output] {
+					b.fix("heads of block %q, projected by %v, are added to its own", o.Name, a.Projection.Node)
+				}
+			}
+		}
+	}
 }
