@@ -159,8 +159,11 @@ func extends(out *graph.Value) (past *graph.Value, axis int, grows bool) {
 	return nil, 0, false
 }
 
-// mergedBatch finds caches whose first axis is batch·heads: what is appended to such a cache has k·batch there, for a
-// fixed k. The symbols of these axes are given k as their multiple of the batch.
+// appended are the first inputs that may hold what a node adds to a cache, by its operator.
+var appended = map[string]int{"Concat": 0, "TensorScatter": 1, "ScatterND": 2}
+
+// mergedBatch finds caches whose first axis is batch·heads: what is added to such a cache has k·batch there, for a fixed k.
+// The symbols of these axes are given k as their multiple of the batch.
 func (s *Signature) mergedBatch(g *graph.Graph) {
 	var facts *graph.Facts
 	for i := range s.Inputs {
@@ -173,13 +176,17 @@ func (s *Signature) mergedBatch(g *graph.Graph) {
 			continue
 		}
 		for _, u := range g.Value(in.Name).Users() {
-			if !u.Node.Is("Concat") {
+			if u.Node == nil {
+				continue
+			}
+			first, adds := appended[u.Node.OpType]
+			if !adds || !u.Node.Is(u.Node.OpType) {
 				continue
 			}
 			if facts == nil {
 				facts = graph.Infer(g)
 			}
-			for _, x := range u.Node.In {
+			for _, x := range u.Node.In[first:] {
 				shape, ok := facts.Shape(x)
 				if !ok || len(shape) != len(in.Dims) || shape[0].Equal(in.Dims[0]) {
 					continue
