@@ -1,6 +1,8 @@
 package rewrite
 
 import (
+	"fmt"
+
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 	"onnx-dha/graph/onnxpb"
@@ -17,6 +19,8 @@ func (c *core) misfitGQA() string {
 		return "queries may see later positions, which the operator hides"
 	case c.b.HeadDim != c.b.ValueDim:
 		return "keys and values have different numbers of channels"
+	case c.b.HeadDim%8 != 0:
+		return fmt.Sprintf("the operator takes heads of 8, 16, … channels, and these have %d", c.b.HeadDim)
 	case elem != onnxpb.TensorProto_FLOAT && elem != onnxpb.TensorProto_FLOAT16 && elem != onnxpb.TensorProto_BFLOAT16:
 		return "the operator has no kernel for " + elem.String()
 	}

@@ -18,6 +18,9 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 	taken := map[string]bool{}
 	add := func(past, present *graph.Value, axis int, grows bool) {
 		if axis < 0 {
+			axis = bufferAxis(past)
+		}
+		if axis < 0 {
 			axis = seqAxis(s.input(past.Name).Dims)
 		}
 		taken[past.Name], taken[present.Name] = true, true
@@ -65,14 +68,14 @@ func (s *Signature) pairCaches(g *graph.Graph) {
 // isBuffer reports whether past and present are one buffer that the model writes into: both declare the same symbol for
 // their positions.
 func isBuffer(past, present *graph.Value, axis int) bool {
-	dim := func(v *graph.Value) string {
-		dims := v.Info.GetType().GetTensorType().GetShape().GetDim()
-		if axis < 0 || axis >= len(dims) {
-			return ""
-		}
-		return dims[axis].GetDimParam()
-	}
-	return dim(past) == rewrite.CacheLength && dim(present) == rewrite.CacheLength
+	return axis >= 0 && bufferAxis(past) == axis && bufferAxis(present) == axis
+}
+
+// bufferAxis is the axis that a value declares to be the positions of a buffer, -1 when there is none.
+func bufferAxis(v *graph.Value) int {
+	return slices.IndexFunc(v.Info.GetType().GetTensorType().GetShape().GetDim(), func(d *onnxpb.TensorShapeProto_Dimension) bool {
+		return d.GetDimParam() == rewrite.CacheLength
+	})
 }
 
 // SharesBuffer reports whether a cache goes through an operator that takes past and present from one buffer of any length and
