@@ -139,6 +139,10 @@ func TestCachePairs(t *testing.T) {
 			}),
 			[]CachePair{{"k_in", "k_out", 3, true}},
 		},
+		"a buffer that begins with positions": {
+			frame([]end{{"past_key_values.0.key", fl, []any{"max_cache_len", "b", 4, 8}}}, []end{{"present.0.key", fl, []any{"max_cache_len", "b", 4, 8}}}, nil),
+			[]CachePair{{"past_key_values.0.key", "present.0.key", 0, true}},
+		},
 		"a Concat of something else": {
 			frame([]end{{"hidden", fl, []any{"b", "s", 8}}, {"prefix", fl, []any{"b", "p", 8}}}, []end{{"all", fl, []any{"b", "t", 8}}}, func(g *graph.Graph) {
 				g.AddNode("Concat", "", "", []*graph.Value{g.Value("prefix"), g.Value("hidden")}, []string{"all"}, graph.IntAttr("axis", 1))
