@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -382,5 +383,39 @@ func TestPieces(t *testing.T) {
 			t.Errorf("%v: %d products of two forms", c, ifs)
 		}
 		m.Close()
+	}
+}
+
+// GPT-J and GPT-Neo cast the keys that they cache to the type that they have.
+func TestExactCastPresents(t *testing.T) {
+	runtime(t)
+	m, err := graph.Load(built(t, "gpt2", testmodels.Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for i, v := range m.Graph.Outputs {
+		if v.Producer.OpType != "Concat" {
+			continue
+		}
+		cast := m.Graph.AddNode("Cast", "", v.Name+"/cast", []*graph.Value{v}, []string{v.Name + ".cast"}, graph.IntAttr("to", int64(onnxpb.TensorProto_FLOAT))).Out[0]
+		for _, u := range slices.Clone(v.Users()) {
+			if u.Node != nil && u.Node != cast.Producer {
+				u.Node.SetInput(u.Index, cast)
+			}
+		}
+		m.Graph.AddOutput(cast, v.Info.Type)
+		m.Graph.Outputs[i] = m.Graph.Outputs[len(m.Graph.Outputs)-1]
+		m.Graph.Outputs = m.Graph.Outputs[:len(m.Graph.Outputs)-1]
+	}
+	if err := m.Graph.Sort(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "cast.onnx")
+	if err := m.Save(path, graph.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := exact(t, path, fusion.StaticCache, adjacent, unequal, 2); res.Blocks[0].Lowering != fusion.StaticCache {
+		t.Errorf("lowered to %s", res.Blocks[0].Lowering)
 	}
 }

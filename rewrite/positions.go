@@ -14,7 +14,8 @@ type positions struct {
 	axis  map[*graph.Value]int // of every wire with positions
 	wires []*graph.Value       // in the order in which they were reached
 	sides []positionSide
-	until *graph.Node // the product that sums over positions
+	until *graph.Node  // the product that sums over positions
+	given *graph.Value // what is given out of them: the present
 }
 
 // positionSide is an operand of an elementwise node that is as long as the positions, and no wire of theirs itself.

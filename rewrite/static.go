@@ -143,7 +143,7 @@ func (e *editor) scatter(c change, cache *attention.Cache, product *graph.Node) 
 		return fmt.Errorf("%q holds keys and values in one tensor", cache.Past.Name)
 	case len(cache.PastNodes) > 0 || len(concat.In) != 2 || concat.In[0] != cache.Past:
 		return fmt.Errorf("%q reaches %v in another form", cache.Past.Name, concat)
-	case present != cache.Present:
+	case e.unchanged(cache.Present) != present:
 		return fmt.Errorf("the present %q is not what %v gives", cache.Present.Name, concat)
 	}
 	past, ok1 := e.facts.Shape(cache.Past)
@@ -168,6 +168,7 @@ func (e *editor) scatter(c change, cache *attention.Cache, product *graph.Node) 
 	if err != nil {
 		return err
 	}
+	way.given = cache.Present
 	for _, side := range way.sides {
 		return fmt.Errorf("%v has an operand of its own for every cached position", side.node)
 	}
@@ -187,12 +188,23 @@ func (e *editor) scatter(c change, cache *attention.Cache, product *graph.Node) 
 		out = e.p.Op("ScatterND", name+"/write", []*graph.Value{cache.Past, s.indices(c, cache, update, axis), update})
 	}
 	e.p.Replace(present, out)
+	if present != cache.Present {
+		e.p.Replace(cache.Present, out) // itself, so that it can be the buffer
+	}
 	e.declareBuffer(cache.Past, axis)
-	e.declareBuffer(present, axis)
+	e.declareBuffer(cache.Present, axis)
 	if err := s.lengths(cache.Past, axis, s.past); err != nil {
 		return err
 	}
 	return s.settle(way, c)
+}
+
+// unchanged is what v is under another name: behind Identity, and Cast to the type that it has (GPT-J casts what it caches).
+func (e *editor) unchanged(v *graph.Value) *graph.Value {
+	for v.Producer.Is("Identity") || v.Producer.Is("Cast") && e.facts.Elem(v) == e.facts.Elem(v.Producer.In[0]) {
+		v = v.Producer.In[0]
+	}
+	return v
 }
 
 // declareBuffer declares the positions of a past or present to be those of a buffer.
@@ -285,7 +297,7 @@ func (s *static) settle(way *positions, c change) error {
 		if err := s.lengths(w, axis, s.total); err != nil {
 			return err
 		}
-		if w.IsOutput() && w != way.wires[0] {
+		if w.IsOutput() && w != way.wires[0] && w != way.given {
 			return fmt.Errorf("%q is given out and would have the length of the buffer", w.Name)
 		}
 		n := w.Producer
