@@ -10,6 +10,7 @@ import (
 	"onnx-dha/fusion"
 	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
+	"onnx-dha/graph/shapes"
 	"onnx-dha/ort"
 	"onnx-dha/rewrite"
 	"onnx-dha/testmodels"
@@ -77,6 +78,9 @@ func (v variant) build(b *testing.B, original string) string {
 	}
 	if got := res.Blocks[0].Lowering; got != v.lowering {
 		b.Fatalf("%s is lowered to %s: %s", v.name, got, res.Blocks[0].Why)
+	}
+	if _, err := shapes.Reduce(m.Graph); err != nil { // as the command does
+		b.Fatal(err)
 	}
 	path := filepath.Join(b.TempDir(), "model.onnx")
 	if err := m.Save(path, graph.SaveOptions{}); err != nil {
