@@ -127,6 +127,9 @@ func create(path string) (*pending, error) {
 		p.file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 		return err
 	})
+	if refused := (*fs.PathError)(nil); errors.As(err, &refused) {
+		refused.Path = filepath.Dir(path) // people know nothing of the file's first name
+	}
 	return p, err
 }
 

@@ -402,19 +402,29 @@ func list(ios []IO) string {
 	return strings.Join(names, ", ")
 }
 
+// shapes lists what inputs were given; those of a numbered series with one type and shape, such as the caches of all layers,
+// together.
 func shapes(ios []IO, in map[string]*Tensor) string {
 	const most = 8
-	var b strings.Builder
-	for i, io := range ios[:min(most, len(ios))] {
-		if i > 0 {
-			b.WriteString(", ")
+	series := func(io IO) string { return io.Name[:strings.IndexAny(io.Name+"0", "0123456789")] }
+	var out []string
+	for i := 0; i < len(ios); {
+		given := fmt.Sprint(in[ios[i].Name])
+		next := i + 1
+		for next < len(ios) && fmt.Sprint(in[ios[next].Name]) == given && series(ios[next]) == series(ios[i]) {
+			next++
 		}
-		fmt.Fprintf(&b, "%s %v", io.Name, in[io.Name])
+		name := ios[i].Name
+		if last := ios[next-1].Name; next-i > 1 {
+			name += " … " + last
+		}
+		if len(out) == most {
+			return fmt.Sprintf("%s and %d more", strings.Join(out, ", "), len(ios)-i)
+		}
+		out = append(out, name+" "+given)
+		i = next
 	}
-	if len(ios) > most {
-		fmt.Fprintf(&b, " and %d more", len(ios)-most)
-	}
-	return b.String()
+	return strings.Join(out, ", ")
 }
 
 // root returns the innermost error: the binding's own words around it name its functions, not the user's things.

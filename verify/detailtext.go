@@ -148,5 +148,5 @@ func (p ProviderSection) String() string {
 	if p.Result == nil {
 		return fmt.Sprintf("\n%s\nnot compared: %s\n", title, p.Unavailable)
 	}
-	return p.Result.text(title)
+	return p.Result.text(title, reasons{})
 }

@@ -16,15 +16,16 @@ func (r *Report) WriteText(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s → %s   (ONNX Runtime %s, %s, seed %d)\n", r.Original, r.Rewritten, r.Runtime, r.Provider, r.Seed)
 	b.WriteString("cases: B sequences of S new tokens after T cached ones; decode: S tokens + single steps\n")
+	said := reasons{}
 	if r.Exact != nil {
-		b.WriteString(r.Exact.text("Rewrite error: against the tied reference"))
+		b.WriteString(r.Exact.text("Rewrite error: against the tied reference", said))
 	}
 	if r.Drift != nil {
-		b.WriteString(r.Drift.text("Drift: against the original"))
+		b.WriteString(r.Drift.text("Drift: against the original", said))
 	}
 	if r.Golden != nil {
-		b.WriteString(r.OriginalGolden.text("Expected outputs: against the original"))
-		b.WriteString(r.Golden.text("Expected outputs: against the rewritten model"))
+		b.WriteString(r.OriginalGolden.text("Expected outputs: against the original", said))
+		b.WriteString(r.Golden.text("Expected outputs: against the rewritten model", said))
 	}
 	if r.Layers != nil {
 		b.WriteString(r.Layers.String())
@@ -83,7 +84,8 @@ func verdict(passed bool) string {
 	return "FAIL"
 }
 
-func (s *Section) text(title string) string {
+// text is the section for people, in a report that has given some reasons already.
+func (s *Section) text(title string, said reasons) string {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
 	t.Style().Options = table.Options{SeparateHeader: true}
@@ -98,12 +100,12 @@ func (s *Section) text(title string) string {
 	}
 	t.AppendHeader(append(header, ""))
 	t.SetColumnConfigs(configs)
-	var broken strings.Builder
-	for _, l := range s.condensed() {
+	lines := s.condensed()
+	for _, l := range lines {
 		row := table.Row{l.Case, l.Output, l.Steps}
 		for _, m := range columns {
 			cell := ""
-			if x, ok := l.Metrics.Value(m.name); ok && l.Output != "" {
+			if x, ok := l.Metrics.Value(m.name); ok && !l.failed() {
 				cell = fmt.Sprintf(m.format, x)
 			}
 			row = append(row, cell)
@@ -113,22 +115,11 @@ func (s *Section) text(title string) string {
 			judged = verdict(l.Passed())
 		}
 		t.AppendRow(append(row, judged))
-		for _, why := range l.Broken {
-			step := ""
-			if l.Steps > 1 && l.Case != allCases {
-				step = fmt.Sprintf(" (worst at step %d)", l.WorstStep)
-			}
-			fmt.Fprintf(&broken, "FAIL %s%s: %s\n", strings.TrimSpace(l.Case+" "+l.Output), step, why)
-		}
 	}
 	if len(s.Lines) == 0 {
 		return fmt.Sprintf("\n%s\nnothing was compared\n", title)
 	}
-	lines := strings.Split(t.Render(), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
-	}
-	return fmt.Sprintf("\n%s\n%s\n%s", title, strings.Join(lines, "\n"), broken.String())
+	return fmt.Sprintf("\n%s\n%s%s", title, trimmed(t), said.text(lines))
 }
 
 // columns lists the metrics that some line has.
@@ -148,29 +139,38 @@ func (s *Section) columns() []metric {
 	return out
 }
 
-// condensed puts the caches of a case that pass into one line, that of the worst of them: a model of many layers has
-// too many to read.
+// condensed puts the caches of a case that pass into one line, that of the worst of them, and those that cannot be compared
+// into another, that of the first: a model of many layers has too many to read.
 func (s *Section) condensed() []Line {
+	type group struct {
+		name   string // of the case
+		failed bool
+	}
 	var out []Line
-	at := map[string]int{} // case → place of its line of caches in out
-	count := map[string]int{}
+	at := map[group]int{} // place of its line in out
+	count := map[group]int{}
 	for _, l := range s.Lines {
-		if l.Kind != CacheOutput || !l.Passed() {
+		if l.Kind != CacheOutput || !l.Passed() && !l.failed() {
 			out = append(out, l)
 			continue
 		}
-		count[l.Case]++
-		i, ok := at[l.Case]
+		g := group{l.Case, l.failed()}
+		count[g]++
+		i, ok := at[g]
 		if !ok {
-			at[l.Case] = len(out)
+			at[g] = len(out)
 			out = append(out, l)
 		} else if l.Metrics.MaxRel > out[i].Metrics.MaxRel {
 			out[i] = l
 		}
 	}
-	for name, i := range at {
-		if n := count[name]; n > 1 {
-			out[i].Output = fmt.Sprintf("%d caches, worst %s", n, out[i].Output)
+	for g, i := range at {
+		which := "worst"
+		if g.failed {
+			which = "first"
+		}
+		if n := count[g]; n > 1 {
+			out[i].Output = fmt.Sprintf("%d caches, %s %s", n, which, out[i].Output)
 		}
 	}
 	return out

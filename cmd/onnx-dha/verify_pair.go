@@ -125,10 +125,51 @@ func sameInputs(original, rewritten *graph.Model) (*verify.Signature, error) {
 		slices.Sort(names[i])
 	}
 	if slices.Equal(names[0], names[1]) {
-		return signatures[0], nil
+		return signatures[0], swapped(original, rewritten, signatures)
 	}
-	return nil, usageError("%s is no rewrite of %s: its inputs are %s, the original's %s", rewritten.Path, original.Path,
-		strings.Join(names[1], ", "), strings.Join(names[0], ", "))
+	var differ []string
+	for _, side := range []struct {
+		what         string
+		names, known []string
+	}{{"it has no input %s", names[0], names[1]}, {"the original has no input %s", names[1], names[0]}} {
+		only := slices.DeleteFunc(slices.Clone(side.names), func(name string) bool { return slices.Contains(side.known, name) })
+		if n := len(only); n > maxNamed {
+			only = append(only[:maxNamed], fmt.Sprintf("and %d more", n-maxNamed))
+		}
+		if len(only) > 0 {
+			differ = append(differ, fmt.Sprintf(side.what, strings.Join(only, ", ")))
+		}
+	}
+	return nil, usageError("%s is no rewrite of %s: %s", rewritten.Path, original.Path, strings.Join(differ, ", and "))
+}
+
+// maxNamed bounds the inputs that an error lists.
+const maxNamed = 4
+
+// swapped is the error of two models in the wrong order: the first was rewritten, the second was not and takes larger
+// caches. Other programs drop the record of a rewrite, so that it is missing alone says nothing.
+func swapped(first, second *graph.Model, s [2]*verify.Signature) error {
+	_, before := first.Metadata(rewrite.MetadataVersion)
+	_, after := second.Metadata(rewrite.MetadataVersion)
+	if !before || after {
+		return nil
+	}
+	small := map[string][]graph.Dim{}
+	for _, in := range s[0].Inputs {
+		small[in.Name] = in.Dims
+	}
+	for _, in := range s[1].Inputs {
+		for i, d := range small[in.Name] {
+			if in.Role != verify.PastCache || i >= len(in.Dims) {
+				continue
+			}
+			n, known := d.Const()
+			if m, ok := in.Dims[i].Const(); ok && known && n < m {
+				return usageError("%s was rewritten and %s was not: the original comes first", first.Path, second.Path)
+			}
+		}
+	}
+	return nil
 }
 
 // tolerance is a configuration's with those of the command line over it, nil when neither says anything.
