@@ -143,7 +143,13 @@ func (c *Config) CheckModel(blocks []*attention.Block) error {
 	if got == c.Fingerprint {
 		return nil
 	}
-	e := c.src.errorf(c.src.key("model.fingerprint"), "the configuration was made for another model: it says %s, the attention weights of this one have %s", c.Fingerprint, got)
+	e := c.src.errorf(c.src.key("model.fingerprint"), "the configuration was made for another model: it says %s, the attention weights of this one have %s", short(c.Fingerprint), short(got))
 	e.kind = ErrOtherModel
 	return e
+}
+
+// short is the beginning of a hash, which is enough to tell two apart.
+func short(hash string) string {
+	const enough = len("sha256:") + 12
+	return hash[:min(enough, len(hash))] + "…"
 }

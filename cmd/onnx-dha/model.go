@@ -40,7 +40,9 @@ func needBlocks(m *graph.Model, r *attention.Report) error {
 		if b.Fixed == "" {
 			return nil
 		}
-		why = fmt.Sprintf("block %q: %s", b.Name, b.Fixed)
+		if why == "" {
+			why = fmt.Sprintf("block %q: %s", b.Name, b.Fixed)
+		}
 	}
 	for _, u := range r.Unsupported {
 		if u.Attention && why == "" {
@@ -50,16 +52,19 @@ func needBlocks(m *graph.Model, r *attention.Report) error {
 	if why == "" {
 		return coded(exitModel, fmt.Errorf("%s has no attention block: no softmax between two products of activations, and no attention operator", m.Path))
 	}
-	return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s%s", m.Path, why, rewrittenBefore(m)))
+	if before := rewrittenBefore(m); before != "" {
+		why = before
+	}
+	return coded(exitModel, fmt.Errorf("%s has no attention block that can be rewritten: %s", m.Path, why))
 }
 
-// rewrittenBefore says in brackets, behind a space, that a model was rewritten; nothing where it was not.
+// rewrittenBefore says that a model was rewritten, and nothing where it was not.
 func rewrittenBefore(m *graph.Model) string {
 	version, ok := m.Metadata(rewrite.MetadataVersion)
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf(" (the model was rewritten by %s %s: start from the original)", program, version)
+	return fmt.Sprintf("the model was rewritten by %s %s: start from the original", program, version)
 }
 
 // forceable adds the way out to the error of a configuration that was made for another model.

@@ -126,7 +126,7 @@ func startOver(err error, blocks []*attention.Block) error {
 	var e *fusion.Error
 	for _, b := range blocks {
 		if before := rewrittenBefore(b.QK.Graph.Model); before != "" && errors.As(err, &e) {
-			e.Msg += before
+			e.Msg += " (" + before + ")"
 			break
 		}
 	}
