@@ -17,6 +17,8 @@ type core struct {
 	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
 	// context the one at each place of the output projection's input.
 	order, context []int
+	// gone holds, of each factor that was taken off, what stands in its place.
+	gone           map[*graph.Value]*graph.Value
 	buffered       bool    // the products cover a buffer, filled or not
 	factor         float64 // on the query projection; 0 stands for 1
 	scale          float64 // left to a fused operator; 0 stands for 1
@@ -46,7 +48,7 @@ func init() {
 	holds := func(*core) string { return "" }
 	lowerings = map[fusion.Lowering]lowering{
 		fusion.Grouped:     {(*core).misfitGrouped, true, true, false, (*core).grouped},
-		fusion.StaticCache: {holds, true, true, false, (*core).inPlace},
+		fusion.StaticCache: {(*core).misfitInPlace, true, true, false, (*core).inPlace},
 		fusion.Expand:      {holds, false, false, false, (*core).expand},
 		fusion.GQA:         {(*core).misfitGQA, true, true, true, (*core).gqa},
 		fusion.OpAttention: {(*core).misfitAttention, true, true, true, (*core).standard},

@@ -310,6 +310,43 @@ func TestStaticCacheIsRefused(t *testing.T) {
 	}
 }
 
+// A block without a cache that grows has nothing to be written in place: an encoder, a decoder without caches, cross attention.
+func TestStaticCacheNeedsACache(t *testing.T) {
+	for _, c := range []struct {
+		family string
+		cache  bool
+		want   []fusion.Lowering
+	}{
+		{"bert", false, []fusion.Lowering{fusion.Grouped, fusion.Grouped}},
+		{"llama", false, []fusion.Lowering{fusion.Grouped, fusion.Grouped}},
+		{"t5-decoder", true, []fusion.Lowering{fusion.StaticCache, fusion.Grouped, fusion.StaticCache, fusion.Grouped}},
+	} {
+		f, err := testmodels.Get(c.family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := f.Build(testmodels.Options{Cache: c.cache, Seed: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, _ := planFor(m, fusion.StaticCache, adjacent, adjacent)
+		res, err := rewrite.Apply(m, plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []fusion.Lowering
+		for _, b := range res.Blocks {
+			got = append(got, b.Lowering)
+			if b.Lowering == fusion.Grouped && b.Why != "not static-cache: it takes no cache that grows" {
+				t.Errorf("%s %s: %s", c.family, b.Block, b.Why)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: lowered to %v, want %v", c.family, got, c.want)
+		}
+	}
+}
+
 // A model with fused operators keeps them where they can say how many key/value heads they have.
 func TestFusedOperatorsStay(t *testing.T) {
 	for op, layer := range map[string]func(d *decoder, i int, x *graph.Value) *graph.Value{

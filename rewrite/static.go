@@ -33,6 +33,16 @@ type static struct {
 	seen                  map[*graph.Value]bool // wires whose shape's readers see the filled positions
 }
 
+// misfitInPlace says why there is nothing to write in place, "" where there is.
+func (c *core) misfitInPlace() string {
+	for _, cache := range []*attention.Cache{c.b.KeyCache, c.b.ValCache} {
+		if cache != nil && cache.Concat != nil {
+			return ""
+		}
+	}
+	return "it takes no cache that grows"
+}
+
 // inPlace is the lowering static-cache: the products as grouped has them, or expand where that does not fit, and caches
 // that are written where they lie:
 //
