@@ -17,8 +17,6 @@ type core struct {
 	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
 	// context the one at each place of the output projection's input.
 	order, context []int
-	// gone holds, of each factor that was taken off, what stands in its place.
-	gone           map[*graph.Value]*graph.Value
 	buffered       bool    // the products cover a buffer, filled or not
 	factor         float64 // on the query projection; 0 stands for 1
 	scale          float64 // left to a fused operator; 0 stands for 1
