@@ -278,6 +278,7 @@ func (e *editor) report(c *core, form fusion.Lowering, why string, res *Result) 
 		Block: b.Name, Lowering: form, Why: why, Heads: b.Heads, KVHeads: b.KVHeads, ValueHeadsBefore: b.ValueHeads,
 		KeyHeads: c.k.Heads(), ValueHeads: c.v.Heads(),
 		KVBytesBefore: before, KVBytesAfter: fusion.CacheBytes(b, e.facts, keys, values),
+		Cached: b.KeyCache != nil || b.ValCache != nil,
 	})
 	for _, s := range []struct {
 		change

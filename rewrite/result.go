@@ -30,7 +30,8 @@ type BlockChange struct {
 	// Key and value heads before (KVHeads, ValueHeadsBefore) and after.
 	KVHeads, ValueHeadsBefore   int
 	KeyHeads, ValueHeads        int
-	KVBytesBefore, KVBytesAfter int64 // bytes of cache per token
+	KVBytesBefore, KVBytesAfter int64 // bytes that the keys and values of a token take
+	Cached                      bool  // whether a cache holds them
 }
 
 // addBlock adds a rewritten block, once for a layer that is in several bodies.

@@ -87,7 +87,7 @@ type BlockSummary struct {
 	Heads    int     `json:"heads"` // query heads
 	Key      HeadMap `json:"key"`
 	Value    HeadMap `json:"value"`
-	// Bytes of cache per token.
+	// Bytes of cache per token; 0 for a block without a cache.
 	CacheBefore int64 `json:"cache_bytes_before"`
 	CacheAfter  int64 `json:"cache_bytes_after"`
 }

@@ -119,6 +119,7 @@ type draft struct {
 	Before   int64        `json:"kv_bytes_per_token_before"`
 	After    int64        `json:"kv_bytes_per_token_after"`
 	NotNamed int          `json:"unsupported"`
+	cached   bool         // whether the model has caches
 }
 
 type blockDraft struct {
@@ -142,6 +143,7 @@ func describeDraft(path string, cfg *fusion.Config, models set) (*draft, error) 
 		facts := models.of(b).found.Facts
 		d.Before += cacheBytes(b, facts)
 		d.After += fusion.CacheBytes(b, facts, p.Key.Heads(), p.Value.Heads())
+		d.cached = d.cached || cached(b)
 	}
 	d.NotNamed = len(attention.Layers(models.blocks())) - len(layers)
 	for _, src := range models {
@@ -160,7 +162,7 @@ func (d *draft) print(w io.Writer, color bool) error {
 		t.AppendRow(table.Row{b.Block, change(b.KeyBefore, b.KeyAfter), change(b.ValueBefore, b.ValueAfter)})
 	}
 	fmt.Fprint(w, render(t), "\n")
-	fmt.Fprintf(w, "KV cache per token: %s\n", changeOf(d.Before, d.After, func(n int64) string { return count(n) + " bytes" }))
+	fmt.Fprintf(w, "KV cache per token: %s\n", cacheChange(d.Before, d.After, d.cached))
 	if d.NotNamed > 0 {
 		fmt.Fprintf(w, "%s cannot be rewritten and stay as they are; %s inspect says why\n", plural(d.NotNamed, "more block"), program)
 	}
@@ -183,3 +185,16 @@ func changeOf(before, after int64, format func(int64) string) string {
 	}
 	return fmt.Sprintf("%s → %s (%+.1f %%)", format(before), format(after), 100*(float64(after)/float64(before)-1))
 }
+
+// cacheChange words what the cache of a token takes before and after. Without a cache, as in an encoder, it says what keys
+// and values take while they are used.
+func cacheChange(before, after int64, cached bool) string {
+	change := changeOf(before, after, func(n int64) string { return count(n) + " bytes" })
+	if !cached {
+		return "none; its keys and values take " + change
+	}
+	return change
+}
+
+// cached reports whether a cache holds keys or values of a block.
+func cached(b *attention.Block) bool { return b.KeyCache != nil || b.ValCache != nil }

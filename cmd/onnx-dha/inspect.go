@@ -295,10 +295,11 @@ func (d *inspection) stuck() bool {
 }
 
 // printFused names the fused operators that blocks lie in, once for those with the same ones, and what their expansions
-// assume.
+// assume, once for what differs in names only.
 func (d *inspection) printFused(w io.Writer) {
 	var lists, assumed []string
 	names := map[string][]string{}
+	nodes := map[string][]fusedOperator{} // by what they assume
 	for _, b := range d.Blocks {
 		var ops []string
 		for _, f := range b.Fused {
@@ -306,7 +307,11 @@ func (d *inspection) printFused(w io.Writer) {
 				ops = append(ops, f.Op)
 			}
 			if f.Assumes != "" {
-				assumed = append(assumed, f.Node+": "+f.Assumes)
+				what := quoted.ReplaceAllString(f.Assumes, "")
+				if nodes[what] == nil {
+					assumed = append(assumed, what)
+				}
+				nodes[what] = append(nodes[what], f)
 			}
 		}
 		if len(ops) == 0 {
@@ -321,8 +326,12 @@ func (d *inspection) printFused(w io.Writer) {
 	for _, list := range lists {
 		fmt.Fprintf(w, "\nfused: %s: %s\n", list, strings.Join(names[list], ", "))
 	}
-	for _, a := range assumed {
-		fmt.Fprintf(w, "  exact if, at %s\n", a)
+	for _, what := range assumed {
+		first, likewise := nodes[what][0], ""
+		if n := len(nodes[what]) - 1; n > 0 {
+			likewise = fmt.Sprintf("; likewise at %s", plural(n, "other"))
+		}
+		fmt.Fprintf(w, "  exact if, at %s: %s%s\n", first.Node, first.Assumes, likewise)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -226,6 +227,7 @@ type learning struct {
 	Resumed     bool           `json:"resumed,omitempty"`
 	Unsupported int            `json:"unsupported"`
 	Staying     []string       `json:"staying,omitempty"` // which blocks that is, and why
+	cached      bool           // whether the model has caches
 }
 
 type blockLearned struct {
@@ -261,7 +263,7 @@ func describeLearning(model, path string, c *cli.Context, q learn.Request, lab *
 		Model: model, Config: path, Strategy: q.Strategy.Name, Layout: string(q.Layout), Data: c.String("data"),
 		Samples: len(q.Train), HeldOut: len(q.HeldOut), KVBytes: [2]int64{res.BytesBefore, res.BytesAfter},
 		Before: measuredOf(res.Before), After: measuredOf(res.After), SearchKL: measuredOf(learn.Quality{Loss: res.Searched}).Loss,
-		Seconds: math.Round(res.Elapsed.Seconds()*100) / 100, Resumed: res.Resumed,
+		Seconds: math.Round(res.Elapsed.Seconds()*100) / 100, Resumed: res.Resumed, cached: slices.ContainsFunc(lab.Blocks, cached),
 	}
 	for n, i := range lab.Open() {
 		b, l := lab.Blocks[i], res.Layers[n]
@@ -294,7 +296,7 @@ func (d *learning) print(w io.Writer, color bool) error {
 			fmt.Fprintf(w, "%s: %s\n", b.Block, b.Note)
 		}
 	}
-	fmt.Fprintf(w, "KV cache per token  %s\n", changeOf(d.KVBytes[0], d.KVBytes[1], func(n int64) string { return count(n) + " bytes" }))
+	fmt.Fprintf(w, "KV cache per token  %s\n", cacheChange(d.KVBytes[0], d.KVBytes[1], d.cached))
 	fmt.Fprintf(w, "held-out data       %s, %s\n", plural(d.HeldOut, "sample"), plural(d.After.Positions, "position"))
 	if d.After.Loss != nil {
 		fmt.Fprintf(w, "loss                %.4f → %.4f nats a token\n", *d.Before.Loss, *d.After.Loss)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -134,6 +135,7 @@ type blockRewrite struct {
 	KeyHeads   [2]int   `json:"key_heads"` // before and after
 	ValueHeads [2]int   `json:"value_heads"`
 	KVBytes    [2]int64 `json:"kv_bytes_per_token"`
+	Cached     bool     `json:"cached"`
 }
 
 type totals struct {
@@ -155,7 +157,7 @@ func describeRewrite(model, output string, cfg *fusion.Config, res *rewrite.Resu
 	}
 	for _, b := range res.Blocks {
 		d.Blocks = append(d.Blocks, blockRewrite{
-			b.Block, string(b.Lowering), b.Why, b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.ValueHeadsBefore, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter},
+			b.Block, string(b.Lowering), b.Why, b.Heads, [2]int{b.KVHeads, b.KeyHeads}, [2]int{b.ValueHeadsBefore, b.ValueHeads}, [2]int64{b.KVBytesBefore, b.KVBytesAfter}, b.Cached,
 		})
 		d.Before.KVBytes += b.KVBytesBefore
 		d.After.KVBytes += b.KVBytesAfter
@@ -179,7 +181,8 @@ func (d *rewriting) print(w io.Writer, color bool) error {
 	fmt.Fprint(w, render(t), "\n")
 	printRequantised(w, d.Requantised)
 	d.printReasons(w)
-	fmt.Fprintf(w, "KV cache per token  %s\n", changeOf(d.Before.KVBytes, d.After.KVBytes, func(n int64) string { return count(n) + " bytes" }))
+	cached := slices.ContainsFunc(d.Blocks, func(b blockRewrite) bool { return b.Cached })
+	fmt.Fprintf(w, "KV cache per token  %s\n", cacheChange(d.Before.KVBytes, d.After.KVBytes, cached))
 	fmt.Fprintf(w, "parameters          %s\n", changeOf(d.Before.Parameters, d.After.Parameters, count[int64]))
 	arithmetic := ""
 	if d.Shapes > 0 {

@@ -241,9 +241,11 @@ func summarize(plan *fusion.Plan, res *rewrite.Result) []verify.BlockSummary {
 	for _, b := range res.Blocks {
 		s := verify.BlockSummary{
 			Block: b.Block, Lowering: string(b.Lowering), Heads: b.Heads,
-			Key:         verify.HeadMap{Before: b.KVHeads, After: b.KeyHeads},
-			Value:       verify.HeadMap{Before: b.ValueHeadsBefore, After: b.ValueHeads},
-			CacheBefore: b.KVBytesBefore, CacheAfter: b.KVBytesAfter,
+			Key:   verify.HeadMap{Before: b.KVHeads, After: b.KeyHeads},
+			Value: verify.HeadMap{Before: b.ValueHeadsBefore, After: b.ValueHeads},
+		}
+		if b.Cached {
+			s.CacheBefore, s.CacheAfter = b.KVBytesBefore, b.KVBytesAfter
 		}
 		for _, bp := range plan.Blocks {
 			if bp.Block.Name != b.Block {

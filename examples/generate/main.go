@@ -47,7 +47,10 @@ func run(ctx context.Context, args []string, out, log io.Writer) error {
 		stop = append(stop, id)
 		return err
 	})
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return nil // said already
+	case err != nil:
 		return err
 	}
 	if *model == "" || *vocabulary == "" || flags.NArg() == 0 {
