@@ -41,7 +41,10 @@ func (c *core) misfitGrouped() string {
 		case s.q.Spread || s.q.Axis != len(left)-3:
 			fits = false
 		default:
-			fits = l.Axis < 0 || len(left) == len(right) && l.Axis == s.q.Axis && l.Inner == 1 && l.Outer == s.q.Outer
+			fits = len(left) == len(right) && l.Axis == s.q.Axis && l.Inner == 1 && l.Outer == s.q.Outer
+			if l.Axis < 0 { // one head, which the product repeats: nothing before it may
+				fits = len(right) < 3 || right[len(right)-3].Equal(graph.Int(1))
+			}
 		}
 		if !fits {
 			return fmt.Sprintf("the heads of %v do not lie next to its rows on both sides", s.n)
@@ -117,11 +120,14 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 	// its readers.
 	out := n.Out[0]
 	z := out
-	if f := (&product{c: c, n: n, first: first, right: c.operand(n, kv.path, right)}).inPieces(rep); f != nil {
+	operand := c.operand(n, kv.path, right)
+	if f := (&product{c: c, n: n, first: first, right: operand}).inPieces(rep); f != nil {
 		z = f.multiply(x)
 	} else {
 		e.p.SetInput(n, 0, x)
-		e.p.SetInput(n, 1, right.split())
+		if operand.moved {
+			e.p.SetInput(n, 1, operand.turned(e, operand.v, name))
+		}
 	}
 	var reader []*graph.Node
 	step := func(v *graph.Value) {

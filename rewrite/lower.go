@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"onnx-dha/fusion"
+	"onnx-dha/graph"
 	"onnx-dha/graph/attention"
 )
 
@@ -17,12 +18,13 @@ type core struct {
 	// order is the query head at each place between the products, the natural order unless queries were re-ordered, and
 	// context the one at each place of the output projection's input.
 	order, context []int
-	buffered       bool    // the products cover a buffer, filled or not
-	factor         float64 // on the query projection; 0 stands for 1
-	scale          float64 // left to a fused operator; 0 stands for 1
-	fused          bool    // the core becomes one operator
-	kept           bool    // the operator that the core was expanded from stays
-	rotary         string  // whether the operator turns queries and keys, or why not
+	buffered       bool                          // the products cover a buffer, filled or not
+	factor         float64                       // on the query projection; 0 stands for 1
+	scale          float64                       // left to a fused operator; 0 stands for 1
+	fused          bool                          // the core becomes one operator
+	gone           map[*graph.Value]*graph.Value // what stands in the place of factors that were taken off
+	kept           bool                          // the operator that the core was expanded from stays
+	rotary         string                        // whether the operator turns queries and keys, or why not
 	target         fusion.Runtime
 }
 

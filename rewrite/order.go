@@ -44,7 +44,7 @@ func (c *core) owns(p *attention.Projection) bool { return len(c.e.projected[p.N
 // offline. Equal groups only: padding re-orders anyway.
 func (c *core) reorderQueries() error {
 	order := c.neighbours()
-	if !equal(sizes(readers(c.b.KeyOf, c.k), c.k.Heads())) || c.k.Heads() == c.b.Heads || identity(order) || !c.canReorder() {
+	if !equal(sizes(readers(c.b.KeyOf, c.k), c.k.Heads())) || identity(order) || !c.canReorder() {
 		return nil
 	}
 	// Inputs between the products that differ from head to head are put in the same order.

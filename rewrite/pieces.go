@@ -59,32 +59,19 @@ func (p *product) groups() int {
 	return p.c.v.Heads()
 }
 
-// rowsOfCache reports whether the right operand is [.., G, positions, channels] before its transposes, which swap the last
+// rowsOfCache reports whether the right operand is [.., G, positions, channels] before its Transpose, which swaps the last
 // two axes of keys and none of values, and how many channels that are.
 func (p *product) rowsOfCache() (channels int64, ok bool) {
-	shape, known := p.c.e.facts.Shape(p.right.v)
-	rank := len(shape)
-	if !known || p.right.axis != rank-3 {
+	rank := len(p.right.shape)
+	if rank == 0 || p.right.axis != rank-3 {
 		return 0, false
-	}
-	order := natural(rank)
-	for _, t := range p.right.after {
-		perm, given := t.Ints("perm")
-		if !given || len(perm) != rank {
-			return 0, false
-		}
-		next := make([]int, rank)
-		for i, a := range perm {
-			next[i] = order[a]
-		}
-		order = next
 	}
 	want := natural(rank)
 	if p.first {
 		want[rank-2], want[rank-1] = rank-1, rank-2
 	}
-	channels, ok = shape[rank-1].Const()
-	return channels, ok && slices.Equal(order, want)
+	channels, ok = p.right.shape[rank-1].Const()
+	return channels, ok && slices.Equal(p.right.order, want)
 }
 
 // wholePieces is whether the left operand of a product has one row and the buffers are a whole number of pieces long.

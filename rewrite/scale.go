@@ -32,15 +32,15 @@ func (c *core) foldScale() error {
 		return nil
 	}
 	total := 1.0
-	gone := map[*graph.Value]*graph.Value{}
+	c.gone = map[*graph.Value]*graph.Value{}
 	for _, f := range all {
 		total *= f.value
-		gone[f.node.Out[0]] = f.node.In[f.data]
+		c.gone[f.node.Out[0]] = f.node.In[f.data]
 	}
 	for _, f := range all {
 		v := f.node.In[f.data]
-		for gone[v] != nil { // a factor on a factor, as under a soft-cap
-			v = gone[v]
+		for c.gone[v] != nil { // a factor on a factor, as under a soft-cap
+			v = c.gone[v]
 		}
 		c.e.p.Replace(f.node.Out[0], v)
 	}

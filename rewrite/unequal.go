@@ -27,29 +27,6 @@ type product struct {
 	pieces  *pieces // of padded groups, nil where they are multiplied by rows alone
 }
 
-// operand is the right operand of a product, before the transposes that bring it into the form in which it is multiplied.
-type operand struct {
-	v     *graph.Value
-	axis  int           // of the heads
-	after []*graph.Node // the transposes
-}
-
-func (c *core) operand(n *graph.Node, path *attention.Path, view axisView) operand {
-	if view.merged || view.single {
-		return operand{v: view.split(), axis: view.headAxis()}
-	}
-	o := operand{v: view.v, axis: view.axis}
-	for o.v.Producer.Is("Transpose") && o.v.Graph == n.Graph {
-		t := o.v.Producer
-		before, ok := path.Wires[t.In[0]]
-		if !ok || before.Outer != 1 || before.Inner != 1 || before.Axis < 0 || t.In[0] == path.Projection.Output {
-			break
-		}
-		o = operand{t.In[0], before.Axis, append([]*graph.Node{t}, o.after...)}
-	}
-	return o
-}
-
 // unequalProduct lowers a product with groups of different sizes.
 func (c *core) unequalProduct(n *graph.Node, kv change, of []int, members [][]int, first bool) error {
 	e, b := c.e, c.b
@@ -177,10 +154,7 @@ func (p *product) heads(of []int) []int {
 // multiply is the product itself, after the transposes of its right operand.
 func (p *product) multiply(x, right *graph.Value) *graph.Value {
 	e := p.c.e
-	for _, t := range p.right.after {
-		right = e.p.Op("Transpose", t.Name, []*graph.Value{right}, t.Proto.Attribute...)
-	}
-	return e.p.Op("MatMul", p.name()+"/product", []*graph.Value{x, right})
+	return e.p.Op("MatMul", p.name()+"/product", []*graph.Value{x, p.right.turned(e, right, p.name())})
 }
 
 // rowsOf stacks the queries of each group: [.., groups·rep, S, x] → [.., groups, rep·S, x]; apart undoes it.
