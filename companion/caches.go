@@ -153,10 +153,18 @@ func (f *Interface) coupled() string {
 	for i, k := range keys {
 		switch v := values[i]; {
 		case k.Heads != v.Heads:
-			return fmt.Sprintf("layer %d has %d key heads and %d value heads", i, k.Heads, v.Heads)
+			return fmt.Sprintf("layer %d has %s and %s", i, counted(k.Heads, "key head"), counted(v.Heads, "value head"))
 		case k.Dim != v.Dim:
 			return fmt.Sprintf("layer %d has key heads of %d and value heads of %d", i, k.Dim, v.Dim)
 		}
 	}
 	return ""
+}
+
+// counted is a number of things: "1 key head", "2 key heads".
+func counted(n int64, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }

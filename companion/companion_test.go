@@ -124,7 +124,7 @@ func TestTransformersVerdicts(t *testing.T) {
 		models      []string
 	}{
 		{"uniform", caches([2]int64{2, 2}, [2]int64{2, 2}), llama, "", "", nil},
-		{"decoupled", caches([2]int64{2, 1}), llama, "", "layer 0 has 2 key heads and 1 value heads", nil},
+		{"decoupled", caches([2]int64{2, 1}), llama, "", "layer 0 has 2 key heads and 1 value head", nil},
 		{"by layer", caches([2]int64{2, 2}, [2]int64{1, 1}), llama, "", "layers have different numbers of heads, 1 to 2", nil},
 		{"a type without a number of KV heads", caches([2]int64{2, 2}), gpt2, "", "n_head, which is 8", nil},
 		{"the same with all heads", caches([2]int64{8, 8}), gpt2, "", "", nil},

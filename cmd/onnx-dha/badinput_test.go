@@ -202,6 +202,7 @@ func TestBadInput(t *testing.T) {
 		{"verify: another original", []string{"verify", other, small}, exitUsage, []string{"made for another model"}},
 		{"verify: unrelated", []string{"verify", good, bert}, exitUsage, []string{"bert.onnx is no rewrite of", "it has no input ", ", and the original has no input token_type_ids"}},
 		{"verify: the wrong way round", []string{"verify", small, good}, exitUsage, []string{"small.onnx was rewritten and", "the original comes first"}},
+		{"verify: an encoder generates", []string{"verify", bert, bert, "--generate", "5"}, exitUsage, []string{"--generate needs a decoder", "bert.onnx is none"}},
 		{"verify: another configuration", []string{"verify", good, small, "--config", in("none.yaml")}, exitUsage, []string{"was rewritten with another configuration"}},
 		{"verify: truncated", []string{"verify", good, in("truncated.onnx")}, exitModel, []string{"truncated.onnx"}},
 		{"verify: report over a model", []string{"verify", good, small, "--steps", "1", "-o", small}, exitUsage, []string{"is the input"}},

@@ -229,7 +229,7 @@ func TestRewriteFolderGenAI(t *testing.T) {
 		t.Errorf("decoder: %v", d)
 	}
 	text = must(t, "rewrite", dir, "-c", uniform(t, model, "2", "1"), "--lowering", "grouped", "-o", filepath.Join(t.TempDir(), "small"))
-	if !strings.Contains(text, "onnxruntime-genai  cannot: layer 0 has 2 key heads and 1 value heads") {
+	if !strings.Contains(text, "onnxruntime-genai  cannot: layer 0 has 2 key heads and 1 value head") {
 		t.Errorf("decoupled heads:\n%s", text)
 	}
 	text = must(t, "rewrite", dir, "-c", uniform(t, model, "2", "2"), "--lowering", "gqa", "-o", filepath.Join(t.TempDir(), "small"))

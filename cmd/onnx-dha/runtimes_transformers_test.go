@@ -267,7 +267,7 @@ func TestRuntimesTransformersEncoderDecoder(t *testing.T) {
 			config, small := filepath.Join(t.TempDir(), "dha.yaml"), filepath.Join(t.TempDir(), "small")
 			must(t, "init", "--key", "2", "--value", "1", "-o", config, filepath.Join(dir, "onnx"))
 			text := must(t, "rewrite", dir, "-c", config, "-o", small, "--target", "transformersjs")
-			if !strings.Contains(text, "transformers.js 4  can run it") || !strings.Contains(text, "transformers.js 3  cannot: layer 0 has 2 key heads and 1 value heads") {
+			if !strings.Contains(text, "transformers.js 4  can run it") || !strings.Contains(text, "transformers.js 3  cannot: layer 0 has 2 key heads and 1 value head") {
 				t.Fatalf("what is said of the folder is\n%s", text)
 			}
 			heads := cacheHeads(t, filepath.Join(small, "onnx", "decoder_model_merged.onnx"))

@@ -114,6 +114,12 @@ func compareModels(c *cli.Context, q verify.Request) (rep *verify.Report, err er
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, pair.close()) }()
+	switch s := pair.signature; {
+	case text != nil && (s.Tokens == "" || s.Logits == ""):
+		return nil, usageError("--text needs a model that takes token ids and gives a score for each token of the vocabulary; %s does not", q.Original)
+	case c.Int("generate") > 0 && !s.IsDecoder():
+		return nil, usageError("--generate needs a decoder: token ids of an open length go in, scores of the next tokens come out; %s is none", q.Original)
+	}
 	if q.Drift = tolerance(c, pair.config); text != nil {
 		q.Text = text.ids
 	}
