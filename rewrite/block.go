@@ -255,8 +255,11 @@ func (e *editor) wires(c change) error {
 			e.setConstant(b.Value, t, b.Node, b.Input, b.Node, b.Input)
 		}
 	}
-	if c.Heads() == heads(c.path) && !c.single {
-		return nil // re-ordered or unchanged: no size changes
+	if c.Heads() == heads(c.path) && !c.single { // no size changes
+		if identity(c.Map()) {
+			return nil
+		}
+		return e.readers(c, nil)
 	}
 	for w, l := range c.path.Wires {
 		e.settled[w] = e.settled[w] || l.Heads > 0 && l.Axis >= 0 // also of keys and values in one tensor

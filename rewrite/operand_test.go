@@ -71,10 +71,29 @@ func TestExactOtherOrder(t *testing.T) {
 		family string
 		kv     int
 		groups func(int) [][]int
-	}{{"llama", 4, turned}, {"mpt/simplified", 4, turned}, {"llama", 1, single}, {"llama-gqa", 1, single}} {
+	}{{"llama", 4, turned}, {"mpt/simplified", 4, turned}, {"deberta", 4, turned}, {"llama", 1, single}, {"llama-gqa", 1, single}} {
 		path := built(t, c.family, testmodels.Options{Layers: 1, KVHeads: c.kv})
 		for _, low := range []fusion.Lowering{fusion.Grouped, fusion.StaticCache, fusion.GQA, fusion.OpAttention, fusion.Expand} {
 			exact(t, path, low, c.groups, c.groups, 2)
+		}
+	}
+}
+
+// A projection that falls apart into one for queries, keys and values each is not computed for those who look at its shape.
+func TestPackedProjectionsGo(t *testing.T) {
+	for _, family := range []string{"bloom", "gpt-neox", "falcon"} {
+		m, err := graph.Load(built(t, family, testmodels.Options{KVHeads: 4}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		plan, _ := planFor(m, fusion.Grouped, strided, strided)
+		res, err := rewrite.Apply(m, plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.ParamsAfter >= res.ParamsBefore {
+			t.Errorf("%s: %d parameters, before %d", family, res.ParamsAfter, res.ParamsBefore)
 		}
 	}
 }

@@ -25,7 +25,40 @@ func (e *editor) packed(changes []change) error {
 			return err
 		}
 	}
+	e.shapesOf(proj)
 	return nil
+}
+
+// shapesOf lets what looks at the shape of a projection that fell apart look at that of its input, so that the projection
+// is not computed for it.
+func (e *editor) shapesOf(proj *attention.Projection) {
+	in, ok1 := e.facts.Shape(proj.Input)
+	out, ok2 := e.facts.Shape(proj.Output)
+	last := len(out) - 1
+	if !ok1 || !ok2 || len(in) != len(out) || last < 1 || !slices.EqualFunc(in[:last], out[:last], graph.Dim.Equal) {
+		return
+	}
+	for wires := []*graph.Value{proj.Output}; len(wires) > 0; wires = wires[1:] {
+		for _, u := range wires[0].Users() {
+			n := u.Node
+			if n == nil || len(n.Out) == 0 || n.Out[0] == nil {
+				continue
+			}
+			if e.pointwise(n, u.Index) || (n.Is("Add") || n.Is("Sub")) && e.known(n.In[1-u.Index]) != nil {
+				if shape, ok := e.facts.Shape(n.Out[0]); ok && slices.EqualFunc(shape, out, graph.Dim.Equal) {
+					wires = append(wires, n.Out[0])
+				}
+				continue
+			}
+			if !n.Is("Shape") || proj.Input.Graph != n.Graph {
+				continue
+			}
+			if at, _ := shapeEntry(n, last, len(out)); at >= 0 && !in[last].Equal(out[last]) && readsEntry(e.facts, n.Out[0], int64(at)) {
+				continue
+			}
+			e.p.SetInput(n, 0, proj.Input)
+		}
+	}
 }
 
 // repack prepares the in-place form; ok is false when the columns do not lie in blocks or something else than a cut
