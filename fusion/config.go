@@ -21,7 +21,7 @@ const Version = 1
 const maxSize = 8 << 20
 
 // Lowerings lists the names that a configuration accepts.
-var Lowerings = []Lowering{Auto, Grouped, Expand, GQA, OpAttention, StaticCache}
+var Lowerings = []Lowering{Auto, Grouped, StaticCache, GQA, OpAttention, Expand}
 
 // Config is a dha.yaml: what happens to the key and value heads of each attention block, and how far the result may
 // drift. docs/config.md describes every key.

@@ -94,7 +94,7 @@ var refused = []struct{ name, yaml, want string }{
 	{"deep", "version: " + strings.Repeat("[", 40) + strings.Repeat("]", 40), `dha.yaml:1:26: nested too deeply for a configuration`},
 	{"deep block", strings.Repeat("- ", 30), `dha.yaml:1:33: nested too deeply for a configuration`},
 	{"method as number", "version: 1\nmethod: 7\n", `dha.yaml:2:9: the number 7 where a string belongs`},
-	{"lowering", "version: 1\nlowering: groupd\n", `dha.yaml:2:11: unknown lowering "groupd"; did you mean "grouped"?; want one of auto, grouped, expand, gqa, attention, static-cache`},
+	{"lowering", "version: 1\nlowering: groupd\n", `dha.yaml:2:11: unknown lowering "groupd"; did you mean "grouped"?; want one of auto, grouped, static-cache, gqa, attention, expand`},
 	{"fingerprint", "version: 1\nmodel: {fingerprint: abc}\n", `dha.yaml:2:22: fingerprint "abc"; want sha256: and 64 hexadecimal digits`},
 	{"model without fingerprint", "version: 1\nmodel: {}\n", `dha.yaml:2:8: model has no "fingerprint"`},
 	{"layers as mapping", "version: 1\nlayers: {a: 1}\n", `dha.yaml:2:9: layers is a mapping; want a list of blocks`},

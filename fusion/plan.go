@@ -76,7 +76,7 @@ const (
 // Targets lists the names of targets.
 var Targets = []Runtime{TargetCPU, TargetCUDA, TargetGenAI, TargetTransformersJS, TargetPortable}
 
-// Lowerings. Auto chooses; the others are described in docs/rewrite.md.
+// Lowerings. Auto chooses; the others are described in docs/config.md.
 const (
 	Auto        Lowering = "auto"
 	Grouped     Lowering = "grouped"

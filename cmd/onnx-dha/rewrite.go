@@ -21,7 +21,9 @@ import (
 var placements = map[string]string{"keep": "", "inline": "inline", "file": "file", "share": "share"}
 
 func init() {
-	choices["lowering"] = []string{"auto", "grouped", "static-cache", "gqa", "attention", "expand"}
+	for _, l := range fusion.Lowerings {
+		choices["lowering"] = append(choices["lowering"], string(l))
+	}
 	for _, t := range fusion.Targets {
 		choices["target"] = append(choices["target"], string(t))
 	}
