@@ -160,5 +160,5 @@ func conformerAttention(e *emitter, s site) wire {
 	position = e.slice(position, 3, num(0), seq)
 	scores := e.op("Div", e.op("Add", content, position), e.f(1/a.scale))
 	p = e.softmax(e.op("Add", scores, s.mask), -1)
-	return project("linear_out", "o", e.unheads(e.op("MatMul", p, v), batch, seq))
+	return e.linear("linear_out", layer(s.i, "o"), e.unheads(e.op("MatMul", p, v), batch, seq), a.model, a.attnDim())
 }

@@ -205,7 +205,7 @@ var eager = dress{opset: 14, attention: func(e *emitter, s site) wire {
 	}
 	y := e.op("MatMul", e.softmax(scores, -1), flat(v))
 	y = e.unheads(e.view(y, batch, num(a.heads), seq, num(a.headDim)), batch, seq)
-	return project("out_proj", "o", y)
+	return e.linear("out_proj", layer(s.i, s.prefix+"o"), y, a.model, a.attnDim())
 }}
 
 // headNorm norms each head of [B, S, n·d] by itself, between two Reshapes.

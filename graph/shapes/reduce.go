@@ -2,7 +2,8 @@
 // from the wires of that layer, although they are those of the layer before, or constants.
 //
 // What is changed follows from what operators enforce (graph.Prove) and not from what a file declares, so that the graph
-// computes the same bits from any inputs.
+// computes the same bits from any inputs. (Where a runtime has no kernels for float16 it casts to float32 and back, and ONNX
+// Runtime drops pairs of these casts, and their rounding with them, by who else reads a value: there it is equal to rounding.)
 package shapes
 
 import (
