@@ -151,6 +151,8 @@ func (s *Signature) MarksPadding(in Input) bool {
 	}
 	_, fixed := in.Dims[0].Const()
 	switch {
+	case len(in.Dims) == 2 && !fixed && in.Dims[0].Equal(in.Dims[1]):
+		return false // one mask for all sequences, of positions by positions
 	case len(in.Dims) > 2:
 		return !fixed // else one mask for all sequences
 	case isFloat(in.DType):

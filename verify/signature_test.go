@@ -294,3 +294,20 @@ func TestDefaultCasesStayWithinTheModel(t *testing.T) {
 		t.Errorf("only %v", names)
 	}
 }
+
+// A mask of positions by positions, as nn.Transformer takes it, has no place for the padding of a sequence.
+func TestOneMaskForAllSequences(t *testing.T) {
+	m := frame([]end{{"src", fl, []any{"batch", "seq", 8}}, {"tgt", fl, []any{"batch", "dec", 8}}, {"tgt_mask", fl, []any{"dec", "dec"}}},
+		[]end{{"out", fl, []any{"batch", "dec", 8}}}, nil)
+	s, err := Describe(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.pads() {
+		t.Error("the mask marks padding")
+	}
+	c := s.settle(Case{Batch: 3, Seq: 16, Padding: true})
+	if _, err := s.feed(batch{Case: c, real: padding(3, 16)}, nil); err != nil {
+		t.Error(err)
+	}
+}
