@@ -53,80 +53,44 @@ func (c *core) misfitGrouped() string {
 	return ""
 }
 
-// groupedProduct lowers one product. of is the group of each query head. After the first product the heads come out in
-// the order in which they went in (c.order), after the second in their natural order.
+// groupedProduct lowers one product. of is the group of each query head.
 func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) error {
 	e, b := c.e, c.b
-	groups := kv.Heads()
-	want := natural(b.Heads)
-	q := b.Scores[n.In[0]]
+	pair := b.Scores[n.In[0]].Pair
 	if first {
-		want = c.order
-		q = b.Query.Wires[n.In[0]]
+		pair = b.Query.Wires[n.In[0]].Pair
 	}
-	if groups == b.Heads && identity(of) && identity(c.order) || !kv.touched && q.Pair > 0 {
+	if kv.Heads() == b.Heads && identity(of) && identity(c.order) || !kv.touched && pair > 0 {
 		return nil // as many heads as queries, or broadcast already
 	}
-	members := make([][]int, groups)
-	for _, h := range c.order {
-		members[of[h]] = append(members[of[h]], h)
-	}
-	rep := 0
-	for _, m := range members {
-		rep = max(rep, len(m))
-	}
-	if rep*groups != b.Heads {
-		return c.unequalProduct(n, kv, of, members, first)
+	p := c.newProduct(n, kv, of, first)
+	rep := p.largest()
+	if rep*kv.Heads() != b.Heads {
+		return p.unequal()
 	}
 	// The heads on the rows of the product, group by group.
-	var rowsOf []int
+	rowsOf := slices.Concat(p.members...)
 	slot := make([]int, b.Heads)
-	for g, m := range members {
-		for r := range rep {
-			slot[m[r]] = g*rep + r
-			rowsOf = append(rowsOf, m[r])
-		}
-	}
-	name := n.Name
-	if name == "" {
-		name = n.Out[0].Name
-	}
-	kl := kv.path.Wires[kv.path.Operand]
-	in := axisView{e: e, v: n.In[0], axis: q.Axis, heads: b.Heads, merged: q.Outer > 1, pair: q.Pair}
-	axis := in.headAxis()
-	gather := func(x *graph.Value, what string, idx []int) *graph.Value {
-		return e.p.Op("Gather", name+"/"+what, []*graph.Value{x, e.p.Ints(name+"/"+what+"_index", ints(idx)...)}, graph.IntAttr("axis", int64(axis)))
+	for i, h := range rowsOf {
+		slot[h] = i
 	}
 
 	// In: [.., H, S, x] → [.., G, r·S, x].
-	x := in.split()
-	if !slices.Equal(rowsOf, c.order) {
-		place := make([]int, b.Heads)
-		for i, h := range c.order {
-			place[h] = i
-		}
-		take := make([]int, len(rowsOf))
-		for i, h := range rowsOf {
-			take[i] = place[h]
-		}
-		x = gather(x, "group", take)
-	}
+	x := p.gather(p.left.split(), p.left.headAxis(), "group", p.heads(rowsOf))
 	if rep > 1 {
-		x = e.p.Op("Reshape", name+"/rows", []*graph.Value{x, e.p.Ints(name+"/rows_shape", in.target(axis, groups)...)})
+		x = p.rowsOf(x, kv.Heads())
 	}
-	right := axisView{e: e, v: n.In[1], axis: kl.Axis, heads: groups, merged: kl.Outer > 1, single: q.Pair > 0}
 
 	// Out: the original node stays the product, unless it is left to the branches of an If; what it gives is regrouped for
 	// its readers.
 	out := n.Out[0]
 	z := out
-	operand := c.operand(n, kv.path, right)
-	if f := (&product{c: c, n: n, first: first, right: operand}).inPieces(rep); f != nil {
+	if f := p.inPieces(rep); f != nil {
 		z = f.multiply(x)
 	} else {
 		e.p.SetInput(n, 0, x)
-		if operand.moved {
-			e.p.SetInput(n, 1, operand.turned(e, operand.v, name))
+		if p.right.moved {
+			e.p.SetInput(n, 1, p.right.turned(e, p.right.v, p.name()))
 		}
 	}
 	var reader []*graph.Node
@@ -137,16 +101,16 @@ func (c *core) groupedProduct(n *graph.Node, kv change, of []int, first bool) er
 		z = v
 	}
 	if rep > 1 && z == out {
-		step(e.p.Op("Reshape", name+"/heads", []*graph.Value{z, e.p.Ints(name+"/heads_shape", in.target(axis, groups*rep)...)}))
+		step(p.apart(z, b.Heads))
 	}
-	if !slices.Equal(rowsOf, want) && (first || !c.reorderOutput(rowsOf)) {
-		idx := make([]int, len(want))
-		for i, h := range want {
+	if !slices.Equal(rowsOf, p.want) && (first || !c.reorderOutput(rowsOf)) {
+		idx := make([]int, len(p.want))
+		for i, h := range p.want {
 			idx[i] = slot[h]
 		}
-		step(gather(z, "ungroup", idx))
+		step(p.gather(z, p.left.headAxis(), "ungroup", idx))
 	}
-	in.mergeSteps(z, name, step)
+	p.left.mergeSteps(z, p.name(), step)
 	if z != out {
 		e.p.Replace(out, z, reader...)
 	}

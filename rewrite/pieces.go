@@ -40,7 +40,7 @@ func (p *product) inPieces(queries int) *pieces {
 		return nil
 	}
 	f := &pieces{product: p, queries: int64(queries), channels: channels, whole: e.wholePieces(p.n.In[0], len(left))}
-	heads := append(make([]int64, p.right.axis), int64(queries*p.groups()), -1)
+	heads := append(make([]int64, p.right.axis), int64(queries*len(p.members)), -1)
 	if !p.first {
 		f.joined = e.p.Ints(p.name()+"/joined_shape", append(heads, channels)...)
 		return f
@@ -49,14 +49,6 @@ func (p *product) inPieces(queries int) *pieces {
 		return e.p.Op("Concat", "/cache/joined", []*graph.Value{e.p.Ints("/cache/joined_heads", heads...), e.static.capacity}, graph.IntAttr("axis", 0))
 	})
 	return f
-}
-
-// groups is the number of heads of the right operand.
-func (p *product) groups() int {
-	if p.first {
-		return p.c.k.Heads()
-	}
-	return p.c.v.Heads()
 }
 
 // rowsOfCache reports whether the right operand is [.., G, positions, channels] before its Transpose, which swaps the last

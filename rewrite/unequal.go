@@ -13,39 +13,11 @@ import (
 // much, the groups of each size have a product of their own. With many rows (prefill) padding multiplies the work, and a copy
 // of the heads for every query head costs little beside the product.
 
-// product is one of the two products of a core with groups of different sizes.
-type product struct {
-	c       *core
-	n       *graph.Node
-	first   bool    // queries and keys
-	members [][]int // query heads of each group
-	of      []int   // group of each query head
-	place   []int   // place of each query head on the left operand
-	want    []int   // head at each place of the result
-	left    axisView
-	right   operand
-	pieces  *pieces // of padded groups, nil where they are multiplied by rows alone
-}
-
-// unequalProduct lowers a product with groups of different sizes.
-func (c *core) unequalProduct(n *graph.Node, kv change, of []int, members [][]int, first bool) error {
-	e, b := c.e, c.b
-	q, path := b.Scores[n.In[0]], kv.path
-	want := natural(b.Heads)
-	if first {
-		q, want = b.Query.Wires[n.In[0]], c.order
-	}
-	p := product{c: c, n: n, first: first, members: members, of: of, want: want, place: make([]int, b.Heads)}
-	for i, h := range c.order {
-		p.place[h] = i
-	}
-	p.left = axisView{e: e, v: n.In[0], axis: q.Axis, heads: b.Heads, merged: q.Outer > 1, pair: q.Pair}
-	l := path.Wires[path.Operand]
-	right := axisView{e: e, v: n.In[1], axis: l.Axis, heads: kv.Heads(), merged: l.Outer > 1, single: q.Pair > 0}
-	p.right = c.operand(n, path, right)
+// unequal lowers a product with groups of different sizes.
+func (p *product) unequal() error {
+	e, b, n := p.c.e, p.c.b, p.n
 	x := p.left.split()
 	few, limit := p.forFewRows(b)
-	p.pieces = p.inPieces(p.largest())
 	var out *graph.Value
 	shape, _ := e.facts.Shape(n.In[0])
 	rows, fixed := shape[len(shape)-2].Const()
@@ -61,13 +33,6 @@ func (c *core) unequalProduct(n *graph.Node, kv change, of []int, members [][]in
 	out = p.left.merge(out, p.name())
 	e.p.Replace(n.Out[0], out)
 	return nil
-}
-
-func (p *product) name() string {
-	if p.n.Name == "" {
-		return p.n.Out[0].Name
-	}
-	return p.n.Name
 }
 
 // What a head costs in the products of a step of decoding on a CPU: processor cycles for 16 float32 of it, fitted to
@@ -104,15 +69,8 @@ func (p *product) forFewRows(b *attention.Block) (form func(*graph.Value) *graph
 	// Rows at which the padding costs as much as copying a head for every query head.
 	wasted := rowCost * (groups*float64(largest) - heads)
 	copied := heads*(copyCost+p.rowsCost(0)) - groups*p.rowsCost(0)
+	p.pieces = p.inPieces(largest)
 	return p.padded, max(int64(copied/wasted), 1)
-}
-
-func (p *product) largest() int {
-	n := 0
-	for _, m := range p.members {
-		n = max(n, len(m))
-	}
-	return n
 }
 
 // fewRows is whether the left operand of a product has at most limit rows.
@@ -131,39 +89,6 @@ func (e *editor) fewRows(v *graph.Value, rank int, limit int64) *graph.Value {
 	more := e.p.Op("Greater", "/attention/many_rows", []*graph.Value{rows, e.scalar("/attention/row_limit", limit)})
 	e.short[key] = e.p.Op("Not", "/attention/few_rows", []*graph.Value{more})
 	return e.short[key]
-}
-
-// gather takes heads.
-func (p *product) gather(x *graph.Value, axis int, what string, index []int) *graph.Value {
-	if slices.Equal(index, natural(len(index))) && what != "some" {
-		return x
-	}
-	name := p.name() + "/" + what
-	return p.c.e.p.Op("Gather", name, []*graph.Value{x, p.c.e.p.Ints(name+"_index", ints(index)...)}, graph.IntAttr("axis", int64(axis)))
-}
-
-// heads are the places of query heads on the left operand.
-func (p *product) heads(of []int) []int {
-	out := make([]int, len(of))
-	for i, h := range of {
-		out[i] = p.place[h]
-	}
-	return out
-}
-
-// multiply is the product itself, after the transposes of its right operand.
-func (p *product) multiply(x, right *graph.Value) *graph.Value {
-	e := p.c.e
-	return e.p.Op("MatMul", p.name()+"/product", []*graph.Value{x, p.right.turned(e, right, p.name())})
-}
-
-// rowsOf stacks the queries of each group: [.., groups·rep, S, x] → [.., groups, rep·S, x]; apart undoes it.
-func (p *product) rowsOf(x *graph.Value, groups int) *graph.Value {
-	return p.c.e.p.Op("Reshape", p.name()+"/rows", []*graph.Value{x, p.c.e.p.Ints(p.name()+"/rows_shape", p.left.target(p.left.headAxis(), groups)...)})
-}
-
-func (p *product) apart(x *graph.Value, heads int) *graph.Value {
-	return p.c.e.p.Op("Reshape", p.name()+"/heads", []*graph.Value{x, p.c.e.p.Ints(p.name()+"/heads_shape", p.left.target(p.left.headAxis(), heads)...)})
 }
 
 // back brings heads, which lie in the given order, into the order that is wanted.
