@@ -5,9 +5,12 @@ import (
 	"onnx-dha/graph/onnxpb"
 )
 
+// targets gives, by operator, a constant target in place of a computed one; nil where there is none.
+var targets = map[string]func(n *graph.Node, in, target []graph.Dim) []int64{"Reshape": reshaped, "Expand": expanded}
+
 // target makes the second operand of a Reshape or Expand a constant where it can be one.
 func (r *reducer) target(n *graph.Node, s *scope) {
-	fixed := map[string]func(n *graph.Node, in, target []graph.Dim) []int64{"Reshape": reshaped, "Expand": expanded}[n.OpType]
+	fixed := targets[n.OpType]
 	if fixed == nil || !n.Is(n.OpType) || len(n.In) < 2 || n.In[1] == nil {
 		return
 	}
