@@ -6,14 +6,12 @@ import (
 	"time"
 
 	"onnx-dha/ort"
+	"onnx-dha/rewrite"
 )
 
 // spare is how much longer than what is in it a buffer is made, so that a model that looks behind the filled positions
 // shows.
 const spare = 3
-
-// wholeChunks is what the buffers of decoding loops are long a multiple of: models may have forms of their own for these.
-const wholeChunks = 256
 
 // run is one run of the session for callers to whom every cache is one that grows: pasts go into buffers with room behind
 // them where the model wants buffers, and of the presents only what is filled comes back.
@@ -61,8 +59,8 @@ func (m *Model) buffered(in map[string]*ort.Tensor) (map[string]*ort.Tensor, err
 		}
 		past := in[c.Past]
 		capacity := int(past.Shape[c.SeqAxis]) + m.filled(in) + spare
-		if capacity%2 == 0 { // every other step of a decoding
-			capacity = (capacity + wholeChunks - 1) / wholeChunks * wholeChunks
+		if capacity%2 == 0 { // every other step of a decoding has whole pieces, for which models have a form of their own
+			capacity = (capacity + rewrite.PieceLength - 1) / rewrite.PieceLength * rewrite.PieceLength
 		}
 		buffer, err := resized(past, c.SeqAxis, capacity)
 		if err != nil {

@@ -283,7 +283,7 @@ func (d *inspection) print(w io.Writer, color bool) error {
 		}
 	}
 	if d.Rewritten != "" && d.stuck() {
-		fmt.Fprintf(w, "\nthe model was rewritten by %s %s: start from the original\n", program, d.Rewritten)
+		fmt.Fprintf(w, "\n%s\n", rewrittenBy(d.Rewritten))
 	}
 	return nil
 }

@@ -64,6 +64,11 @@ func rewrittenBefore(m *graph.Model) string {
 	if !ok {
 		return ""
 	}
+	return rewrittenBy(version)
+}
+
+// rewrittenBy says that a version of the program rewrote a model, and the way out.
+func rewrittenBy(version string) string {
 	return fmt.Sprintf("the model was rewritten by %s %s: start from the original", program, version)
 }
 
